@@ -124,6 +124,8 @@ class RestDouble(Service):
             job = names[0]
         elif call == "jobs.upload.put":
             job = self.uploads[query["upload_id"]]["jobReference"]["jobId"]
+        elif call == "jobs.query":
+            kind = "query"
         elif call in ("jobs.insert", "jobs.upload"):
             job = described["jobReference"]["jobId"]
             kind = "query" if "query" in described["configuration"] else "load"

@@ -18,6 +18,7 @@ KEPT = re.compile(r"`[a-z0-9-]+\.(\w+\.cleanup_\w+)`")
 UNDO = re.compile(r"`[a-z0-9-]+\.(\w+\.undo_\w+)`")
 CONTENT = re.compile(r"AS `(content\d*)`")
 ANY_TABLE = re.compile(r"`[a-z0-9-]+\.(\w+\.\w+)`")
+DATE_COLUMN = re.compile(r"DELETE FROM `[^`]+` WHERE `(\w+)` BETWEEN")
 TARGET = re.compile(r"DELETE FROM `[a-z0-9-]+\.(\w+\.\w+)`|FROM `[a-z0-9-]+\.(\w+\.\w+)`")
 
 
@@ -104,8 +105,9 @@ def _rows_by_day(sql: str, rows_in: Callable[[str, str], pa.Table | None]) -> Co
     assert source, "a script that names no staging table"
     rows = rows_in(source[1], source[2])
     assert rows is not None, "a script over a staging table that was never loaded"
-    (column,) = (field.name for field in rows.schema if pa.types.is_date(field.type))
-    return Counter(rows[column].to_pylist())
+    date_column = DATE_COLUMN.search(sql)
+    assert date_column, "a script that deletes by no date"
+    return Counter(rows[date_column[1]].to_pylist())
 
 
 def _publish(

@@ -26,6 +26,13 @@ QUERY_KEYS = _words(
     createSession continuous writeIncrementalResults
     """
 )
+QUERY_REQUEST_KEYS = _words(
+    """
+    query maxResults defaultDataset timeoutMs destinationEncryptionConfiguration jobTimeoutMs maxSlots dryRun
+    useQueryCache useLegacySql parameterMode queryParameters location formatOptions connectionProperties labels
+    maximumBytesBilled requestId createSession jobCreationMode reservation writeIncrementalResults preserveNulls
+    """
+)
 LOAD_KEYS = _words(
     """
     sourceUris fileSetSpecType schema destinationTable destinationTableProperties createDisposition
@@ -115,24 +122,24 @@ def checked_job(body: Mapping[str, Any]) -> dict[str, Any]:
     assert len(kinds) == 1, "a job is of one kind"
     only(body["jobReference"], {"projectId", "jobId", "location"}, "a jobReference")
     assert JOB_ID.fullmatch(body["jobReference"]["jobId"]), "no job id"
-    _check_labels(configuration.get("labels", {}))
     (_check_query if kinds == ["query"] else _check_load)(configuration[kinds[0]])
     return dict(configuration)
 
 
-def _check_labels(labels: Mapping[str, Any]) -> None:
-    assert len(labels) <= 64, "too many labels"
-    for key, value in labels.items():
-        assert re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", key), f"no name of a label: {key!r}"
-        assert isinstance(value, str), "a label is text"
-        assert re.fullmatch(r"[a-z0-9_-]{0,63}", value), f"no value of a label: {value!r}"
+def checked_query_request(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Such a jobs.query request: what is not among its keys, the service ignores without a word."""
+    only(body, QUERY_REQUEST_KEYS, "a query request")
+    assert len(body["requestId"]) <= 36, "no request id"
+    assert 0 < int(body["timeoutMs"]) <= 200_000, "the service waits no longer"
+    assert body["formatOptions"] == {"useInt64Timestamp": True}, "timestamps are cut"
+    assert "jobTimeoutMs" in body, "a query that may run for ever"
+    return dict(body)
 
 
 def _check_query(query: Mapping[str, Any]) -> None:
     only(query, QUERY_KEYS, "a query's configuration")
     assert query["query"].strip(), "an empty query"
     assert query.get("useLegacySql") is False, "a query in legacy SQL"
-    assert query.get("priority", "INTERACTIVE") in ("INTERACTIVE", "BATCH"), "no priority"
     assert str(query.get("maximumBytesBilled", "1")).isdecimal(), "maximumBytesBilled is no int64"
     if query.get("queryParameters"):
         assert query.get("parameterMode") == "NAMED", "named parameters without parameterMode NAMED"
@@ -171,6 +178,8 @@ def parameters(query: Mapping[str, Any]) -> dict[str, Any]:
 def _value(kind: str, text: Any) -> Any:
     if text is None:
         return None
+    if kind == "FLOAT64" and isinstance(text, float):
+        return text  # a number in JSON is taken, too
     assert isinstance(text, str), f"a parameter's value is text in JSON, not {text!r}"
     if kind == "DATE":
         return date.fromisoformat(text)
@@ -198,6 +207,15 @@ def statements(sql: str) -> tuple[exp.Expression, ...]:
 def _parsed(sql: str) -> tuple[exp.Expression, ...]:
     parts = [part for part in sql.split(";") if re.match(r"\s*(SELECT|WITH|INSERT|DELETE|SET)\b", part)]
     return tuple(sqlglot.parse_one(re.sub(r"^\s*SET\s+\w+\s*=", "SELECT", part), read="bigquery") for part in parts)
+
+
+def changed_tables(sql: str) -> list[tuple[str, str]]:
+    """The tables that the DML statements of a query or a script change, each with "insert" or "delete"."""
+    return [
+        (statement.find(exp.Table).name, type(statement).__name__.lower())  # pyright: ignore[reportOptionalMemberAccess]
+        for statement in _parsed(sql)
+        if isinstance(statement, (exp.Insert, exp.Delete))
+    ]
 
 
 def unfiltered(sql: str, table: str, column: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import fsspec
 import pyarrow as pa
@@ -23,6 +24,7 @@ STATUS = {  # of an answer, for the reason of a job's error
     "invalidQuery": 400,
     "invalid": 400,
     "bytesBilledLimitExceeded": 400,
+    "resourcesExceeded": 400,
     "notFound": 404,
     "accessDenied": 403,
     "quotaExceeded": 403,
@@ -56,12 +58,23 @@ class Request:
     kind: str = ""  #: of the job that it starts: query or load
 
     @property
+    def configuration(self) -> Mapping[str, Any]:
+        """Of the query that it starts."""
+        return self.body if self.call == "jobs.query" else self.body["configuration"]["query"]
+
+    @property
+    def load(self) -> Mapping[str, Any]:
+        """The configuration of the load that it starts."""
+        body = self.body[0] if isinstance(self.body, tuple) else self.body
+        return body["configuration"]["load"]
+
+    @property
     def statement(self) -> str:
-        return self.body["configuration"]["query"]["query"]
+        return self.configuration["query"]
 
     @property
     def params(self) -> dict[str, Any]:
-        return rules.parameters(self.body["configuration"]["query"])
+        return rules.parameters(self.configuration)
 
 
 @dataclass(kw_only=True)
@@ -195,6 +208,15 @@ class Service:
             self._finish(job)
         return answer
 
+    def _query(self, request: Request) -> Any:
+        """Start a query and wait for its end: the answer has its rows."""
+        body = rules.checked_query_request(request.body)
+        assert request.timeout > int(body["timeoutMs"]) / 1000 + 10, "the answer is not waited for"
+        query = {key: value for key, value in body.items() if key in rules.QUERY_KEYS}
+        reference = {"projectId": PROJECT, "jobId": uuid4().hex, "location": body["location"]}
+        self._start({"jobReference": reference, "configuration": {"query": query}}, None)
+        return self._results(self.jobs[reference["jobId"]])
+
     def _finish(self, job: Job) -> None:
         """The job's effect: whole, or an error and none."""
         job.done = True
@@ -272,7 +294,10 @@ class Service:
         return {"kind": "bigquery#jobCancelResponse", "job": _resource(job)}
 
     def _get_query_results(self, request: Request, name: str) -> Any:
-        job = self._found_job(request, name)
+        answer = self._results(self._found_job(request, name))
+        return {key: value for key, value in answer.items() if key != "rows" or request.query.get("maxResults") != "0"}
+
+    def _results(self, job: Job) -> dict[str, Any]:
         answer: dict[str, Any] = {"kind": "bigquery#getQueryResultsResponse", "jobReference": job.reference}
         if not job.done:
             return {**answer, "jobComplete": False}
@@ -284,7 +309,7 @@ class Service:
         fields = [{"name": name, "type": rules.TYPES[kind], "mode": "NULLABLE"} for name, kind in types.items()]
         page = [{"f": [{"v": _cell(value)} for value in row]} for row in rows]
         answer |= {"jobComplete": True, "schema": {"fields": fields}, "totalRows": str(len(rows))}
-        return answer if request.query.get("maxResults") == "0" else {**answer, "rows": page}
+        return {**answer, "rows": page}
 
     # -- uploads --------------------------------------------------------------------------------------------
 
@@ -320,6 +345,7 @@ ROUTES: tuple[tuple[str, str, str, Callable[..., Any]], ...] = (
     ("jobs.insert", "POST", rf"{PREFIX}/jobs", Service._insert_job),
     ("jobs.get", "GET", rf"{PREFIX}/jobs/([\w-]+)", Service._get_job),
     ("jobs.cancel", "POST", rf"{PREFIX}/jobs/([\w-]+)/cancel", Service._cancel_job),
+    ("jobs.query", "POST", rf"{PREFIX}/queries", Service._query),
     ("jobs.getQueryResults", "GET", rf"{PREFIX}/queries/([\w-]+)", Service._get_query_results),
     ("jobs.upload", "POST", rf"/upload{PREFIX}/jobs", Service._upload),
     ("jobs.upload.put", "PUT", rf"/upload{PREFIX}/jobs", Service._upload_put),

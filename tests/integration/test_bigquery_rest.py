@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -25,12 +24,11 @@ from gated_backfill.common.model.job import Batch, Expectation, Job, Source, Tar
 from gated_backfill.common.model.publication import Backup, BackupDate, KeptRows, PublishResult, StagedFile
 from gated_backfill.common.model.tables import Column, TableName
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.storage.files import checksum_of, parquet_bytes
+from gated_backfill.common.storage.files import parquet_bytes
 from gated_backfill.common.storage.staging import Staging
-from gated_backfill.common.warehouse.bigquery.address import BigQueryAddress
+from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from gated_backfill.common.warehouse.coverage_queries import match_expectation
-from gated_backfill.common.warehouse.labels import label_work
 from gated_backfill.common.warehouse.protocol import ABSENT, ReplacedPartition, StagedScan, Warehouse
 from gated_backfill.common.warehouse.staged_entities import read_staged_entities
 from gated_backfill.producer.planning import plan as planned
@@ -40,7 +38,7 @@ from tests import rest_rules as rules
 from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, TABLE, publication_of, rows_of, scan, span, staged
 from tests.rest_double import RestDouble
 from tests.rest_lab import TYPES, opened, publish
-from tests.rest_service import HOST, PROJECT, Request
+from tests.rest_service import HOST, PROJECT
 
 TRUTH = TableName("nba", "summary")
 BACKUP = Backup(id="op-1", table=TABLE, date_column="day")
@@ -110,43 +108,10 @@ def test_every_query_is_limited_and_binds_its_values(double: RestDouble, staging
         one.job.rpartition("-")[0][:16] for one in sent
     }
     for one in sent:
-        asked = one.body["configuration"]["query"]
+        asked = one.configuration
         assert asked["maximumBytesBilled"] == "12345"
         assert asked["useLegacySql"] is False
         assert asked.get("parameterMode", "NAMED") == "NAMED"  # absent of a query without parameters
-
-
-def test_every_job_has_the_labels_of_the_work(double: RestDouble, staging: Staging) -> None:
-    long = "a-run-" * 20
-    with label_work(job="Faktoren (Köln)", run=long), label_work(window=3):
-        of_all_kinds(opened(double), double, staging)
-    in_hand = {"tool": "gated-backfill", "job": "faktoren__k_ln_", "run": long[:63], "window": "3"}
-    assert {kind for kind, labels in sent_labels(double)} == {"query", "load"}
-    assert [labels for _, labels in sent_labels(double) if labels != in_hand] == []
-    double.log.clear()
-    opened(double).describe(TABLE)
-    opened(double).now()
-    assert sent_labels(double) == [("query", {"tool": "gated-backfill"})]
-
-
-def sent_labels(double: RestDouble) -> list[tuple[str, Any]]:
-    """Of each started job: its kind, and its labels."""
-    sent = [(one.kind, one.body[0] if isinstance(one.body, tuple) else one.body) for one in double.log if one.kind]
-    return [(kind, body["configuration"].get("labels")) for kind, body in sent]
-
-
-def test_queries_are_scheduled_as_the_address_says(double: RestDouble, staging: Staging) -> None:
-    reservation = "projects/admin-project/locations/US/reservations/nightly"
-    address = BigQueryAddress.parse(f"bigquery://{PROJECT}?priority=batch&reservation={reservation}")
-    of_all_kinds(BigQueryWarehouse(address, http=double), double, staging)
-    sent = [one.body["configuration"] for one in double.log if one.kind == "query"]
-    assert {(one["query"].get("priority"), one.get("reservation")) for one in sent} == {("BATCH", reservation)}
-
-
-def test_queries_are_scheduled_as_the_project_does_by_itself(double: RestDouble, staging: Staging) -> None:
-    of_all_kinds(opened(double), double, staging)
-    sent = [one.body["configuration"] for one in double.log if one.kind == "query"]
-    assert {("priority" in one["query"], "reservation" in one) for one in sent} == {(False, False)}
 
 
 def test_no_value_is_written_into_a_statement(double: RestDouble, staging: Staging) -> None:
@@ -284,9 +249,6 @@ def test_a_column_by_no_plain_name_is_refused_before_any_request(double: RestDou
     assert double.log == []
 
 
-ACCOUNT = "loader@some-project.iam.gserviceaccount.com"
-
-
 @pytest.mark.parametrize(
     "url",
     [
@@ -305,15 +267,6 @@ ACCOUNT = "loader@some-project.iam.gserviceaccount.com"
         pytest.param("bigquery://test-project?endpoint=file:///x", id="endpoint"),
         pytest.param("bigquery://test-project#x", id="fragment"),
         pytest.param("bq://test-project", id="scheme"),
-        pytest.param("bigquery://test-project?impersonate=somebody@example.com", id="impersonate-a-person"),
-        pytest.param(f"bigquery://test-project?impersonate={ACCOUNT}%0a", id="impersonate-line-end"),
-        pytest.param("bigquery://test-project?impersonate=", id="impersonate-nobody"),
-        pytest.param("bigquery://test-project?quota_project=Some Project", id="quota-project"),
-        pytest.param("bigquery://test-project?priority=high", id="priority"),
-        pytest.param("bigquery://test-project?priority=BATCH", id="priority-upper-case"),
-        pytest.param("bigquery://test-project?reservation=nightly", id="reservation-name-only"),
-        pytest.param("bigquery://test-project?endpoint=http://x&quota_project=other-project", id="quota-of-emulator"),
-        pytest.param(f"bigquery://test-project?endpoint=http://x&impersonate={ACCOUNT}", id="account-of-emulator"),
         pytest.param("bigquery://[", id="no-url"),
     ],
 )
@@ -333,7 +286,7 @@ def test_ten_years_are_counted_by_one_grouped_query(rest_warehouse: BigQueryWare
     rest_warehouse.create_table(TRUTH, TYPES, "day")
     days = days_from(FEB_23, 3650)
     count_range(rest_warehouse, JOB, [], days)
-    (sent,) = double.calls("jobs.insert")
+    (sent,) = double.calls("jobs.query")
     assert "GROUP BY e.day" in sent.statement
     assert "WHERE (`day` BETWEEN @expectation__start_0 AND @expectation__through_0)" in sent.statement
     assert sent.params == {"expectation__start_0": days[0], "expectation__through_0": days[-1]}
@@ -362,7 +315,7 @@ def test_many_ranges_are_one_query_of_few_parameters(
     rest_warehouse.create_table(TABLE, TYPES, "day")
     asked = [span(day, day + timedelta(days=1)) for day in days_from(FEB_23, ranges, step=3)]
     rest_warehouse.read(scan(*asked))
-    (sent,) = double.calls("jobs.insert")
+    (sent,) = double.calls("jobs.query")
     assert len(sent.params) == bound
     assert not rules.wraps_in_a_function(sent.statement, "day")
     if bound == 3:
@@ -449,56 +402,6 @@ def test_a_window_that_was_recounted_is_not_loaded_again(
     match(rest_warehouse, JOB, files)
     assert publish(rest_warehouse, files[:2]).published == set(DAYS[:2])
     assert kinds(double) == {"jobs.upload load": 1, "jobs.insert publish": 1}
-
-
-# Of our own: the two datasets, the target, the publications, and, where dates are replaced, the undo table.
-TABLE_OPERATIONS_ONCE = 5
-WINDOW = 100
-
-
-def is_table_operation(one: Request) -> bool:
-    """Whether BigQuery's quotas for operations on tables may count it: all but reads."""
-    if one.kind == "query":
-        return "BEGIN TRANSACTION" in one.statement
-    return one.kind == "load" or one.call in ("tables.insert", "tables.delete", "datasets.insert")
-
-
-def test_ten_years_that_are_replaced_stay_within_the_quotas(double: RestDouble, tmp_path: Path) -> None:
-    days = days_from(date(2013, 1, 1), 3650)
-    before = "old"  # new dates take the same operations but those that keep the old rows
-    warehouse = opened(double)
-    warehouse.create_table(TRUTH, TYPES, "day")
-    warehouse.create_table(TABLE, TYPES, "day")
-    double.dates.held[str(TABLE)] = dict.fromkeys(days, before)
-    made = len([one for one in double.log if is_table_operation(one)])
-    starts = range(0, len(days), WINDOW)
-    for number, start in enumerate(starts):
-        files = [plainly_staged(tmp_path, day) for day in days[start : start + WINDOW]]
-        match(warehouse, JOB, files)
-        receipt = publish(warehouse, files, publication=f"run-1/{number}", before=before)
-        assert receipt.published == {file.day for file in files}
-    operations = [one for one in double.log[made:] if is_table_operation(one)]
-    assert len(operations) <= 3 * len(starts) + TABLE_OPERATIONS_ONCE
-    touched = [len(params["days"]) for _, params in double.dates.scripts]
-    assert touched == [WINDOW] * (len(days) // WINDOW) + [len(days) % WINDOW]
-    assert max(Counter(of_one_table(one) for one in operations).values()) == len(starts)
-
-
-def plainly_staged(folder: Path, day: date) -> StagedFile:
-    """As `Staging` writes it, without waiting for the disk."""
-    data = parquet_bytes(rows_of(day, players=1))
-    path = folder / f"{day}.parquet"
-    path.write_bytes(data)
-    return StagedFile(day=day, attempt=1, location=str(path), checksum=checksum_of(data), rows=1)
-
-
-def of_one_table(one: Request) -> str:
-    """The table that the quotas would count the operation for."""
-    if one.kind == "query":
-        return str(TABLE)
-    if one.kind == "load":
-        return one.body["configuration"]["load"]["destinationTable"]["tableId"]
-    return json.dumps(one.body.get("tableReference", one.body.get("datasetReference")))
 
 
 TOO_MANY = days_from(date(2013, 1, 1), 4001)

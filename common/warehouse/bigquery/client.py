@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import TimeoutError as JobTimeout
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 import requests.exceptions
@@ -21,6 +23,7 @@ from google.api_core.retry import Retry
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError, TransportError
 from google.cloud import bigquery
+from google.cloud.bigquery.enums import QueryApiMethod
 
 from gated_backfill.common.errors import (
     BackfillError,
@@ -29,15 +32,17 @@ from gated_backfill.common.errors import (
     NotAllowed,
     QueryFailed,
     TableNotFound,
+    UserError,
     WarehouseUnavailable,
 )
 from gated_backfill.common.model.publication import WarehouseLimits
-from gated_backfill.common.warehouse.bigquery.address import BigQueryAddress
-from gated_backfill.common.warehouse.bigquery.credentials import open_credentials
+from gated_backfill.common.model.tables import validate_identifier
+from gated_backfill.common.warehouse.bigquery.statements import checked_project
 from gated_backfill.common.warehouse.bigquery.transactions import LEASE_TAKEN_OVER
-from gated_backfill.common.warehouse.labels import current_labels
 
+LOCATION = re.compile(r"[A-Za-z0-9-]{2,40}")
 REQUEST_SECONDS = 120  #: for one answer of the service
+TRANSFER_SECONDS = 30  #: added for the way of an answer that the service gives after `REQUEST_SECONDS`
 MAX_ATTEMPTS = 20  #: of one named job; failed attempts stay on record in BigQuery, so each has a number
 UPLOAD_TRIES = 3
 CANCELLING_SECONDS = 60.0  #: until a cancelled job has ended
@@ -76,8 +81,46 @@ LOST_JOB = re.compile(r"not found: job\b", re.IGNORECASE)  #: a started job that
 UPLOAD_URL = re.compile(r"[?&]upload_id=")  #: of a started upload
 NOT_FOUND = re.compile(r"not found: (dataset|table|project|job)\b", re.IGNORECASE)  #: not a lost upload
 UNREACHABLE = re.compile(r"host='([^']+)', port=(\d+)\).*?(\[Errno -?\d+\] [^'\")]+)", re.DOTALL)
-AUTH_ANSWER = re.compile(r'"message": *"([^"]{1,400})"')  #: of the service that gives tokens, in the error
-PERMISSION = re.compile(r"(?:bigquery|storage|iam)\.(?!googleapis)\w+\.\w+")
+PERMISSION = re.compile(r"(?:bigquery|storage)\.(?!googleapis)\w+\.\w+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BigQueryAddress:
+    """Where a BigQuery warehouse is: `bigquery://PROJECT?location=US&dataset=backfill`."""
+
+    project: str
+    location: str = "US"  #: of tables, queries and new datasets
+    dataset: str = "backfill"  #: for staging tables, publications and undo tables
+    endpoint: str | None = None  #: of an emulator; no credentials are ever sent to it
+
+    @classmethod
+    def parse(cls, url: str) -> BigQueryAddress:
+        """Parse a URL of this form. Raises `UserError` for any other."""
+        try:
+            parts = urlsplit(url)
+            pairs = parse_qsl(parts.query, strict_parsing=bool(parts.query), keep_blank_values=True)
+        except ValueError as exc:
+            raise UserError("BACKFILL_WAREHOUSE is no URL: write it as bigquery://PROJECT?location=US") from exc
+        options = dict(pairs)
+        if len(options) < len(pairs):
+            raise UserError("BACKFILL_WAREHOUSE: an option is given twice")
+        if unknown := sorted(set(options) - {"location", "dataset", "endpoint"}):
+            raise UserError(
+                f"BACKFILL_WAREHOUSE: unknown option(s) {', '.join(unknown)}: use location, dataset, endpoint"
+            )
+        if parts.scheme != "bigquery" or parts.path.strip("/") or parts.fragment:
+            raise UserError("BACKFILL_WAREHOUSE: write it as bigquery://PROJECT?location=US")
+        location, endpoint = options.get("location", "US"), options.get("endpoint")
+        if not LOCATION.fullmatch(location):
+            raise UserError(f"BACKFILL_WAREHOUSE: {location!r} is not a location: write one as US, EU or europe-west1")
+        if endpoint is not None and urlsplit(endpoint).scheme not in ("http", "https"):
+            raise UserError("BACKFILL_WAREHOUSE: the endpoint is not an http:// URL")
+        return cls(
+            project=checked_project(parts.netloc),
+            location=location,
+            dataset=validate_identifier(options.get("dataset", "backfill"), "dataset name"),
+            endpoint=endpoint,
+        )
 
 
 def is_retryable(exc: BaseException) -> bool:
@@ -161,10 +204,21 @@ def _error_message(exc: Exception) -> str:
         return f"{_error_message(exc.cause)} (tried again until {exc.message})"
     if unreachable := UNREACHABLE.search(str(exc)):
         return f"{unreachable[1]}:{unreachable[2]} does not answer: {unreachable[3]}"
-    if isinstance(exc, GoogleAuthError) and (detail := AUTH_ANSWER.search(" ".join(map(str, exc.args)))):
-        return f"{exc.args[0]}: {detail[1]}"
     message = getattr(exc, "message", None) or str(exc) or type(exc).__name__
     return re.sub(r"^(GET|POST|PUT|PATCH|DELETE) https?://\S+ ", "", str(message)).split("\n")[0][:500]
+
+
+class BigQueryClient(bigquery.Client):
+    """Waits longer for the answer to a query than it asks the service to wait for the query's end.
+
+    The library leaves a tenth of a second between the two. A query that took longer than `REQUEST_SECONDS` would be run
+    anew again and again wherever the answer takes longer than that on its way.
+    """
+
+    def _call_api(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("method") == "POST" and str(kwargs.get("path")).endswith("/queries"):
+            kwargs["timeout"] += TRANSFER_SECONDS
+        return super()._call_api(*args, **kwargs)
 
 
 class BigQueryConnection:
@@ -196,18 +250,27 @@ class BigQueryConnection:
         arguments: dict[str, Any] = {"location": self.address.location}
         if self._http is not None:
             arguments |= {"_http": self._http, "credentials": AnonymousCredentials()}
-        elif self.address.endpoint is not None:
+        if self.address.endpoint is not None:
             options = {"api_endpoint": self.address.endpoint}
             arguments |= {"client_options": options, "credentials": AnonymousCredentials()}
-        else:
-            arguments |= {"credentials": open_credentials(self.address)}
-        return bigquery.Client(project=self.address.project, **arguments)
+        return BigQueryClient(project=self.address.project, **arguments)
 
     # -- jobs -----------------------------------------------------------------------------------------------
 
     def query(self, sql: str, params: Mapping[str, Any]) -> pa.Table:
-        """Run one query and return its rows. Raises the client's errors."""
-        job = self.client.query(sql, self._config(params), retry=self.retry, timeout=REQUEST_SECONDS, job_retry=None)
+        """Run one query, which only reads, and return its rows. Raises the client's errors.
+
+        It is started, awaited and its first rows are read by one request, and its job is looked at by another. It has
+        no job id of ours: if the answer is lost, it is run again.
+        """
+        job = self.client.query(
+            sql,
+            self._config(params),
+            retry=self.retry,
+            timeout=REQUEST_SECONDS,
+            job_retry=None,
+            api_method=QueryApiMethod.QUERY,
+        )
         result = job.result(retry=self._polling, timeout=self.limits.job_seconds, job_retry=None)
         return result.to_arrow(create_bqstorage_client=False)
 
@@ -243,7 +306,6 @@ class BigQueryConnection:
         """
         config = bigquery.LoadJobConfig(
             job_timeout_ms=int(self.limits.job_seconds * 1000),
-            labels=current_labels(),
             source_format=bigquery.SourceFormat.PARQUET,
             schema=into.schema,
             write_disposition=bigquery.WriteDisposition.WRITE_TRUNCATE,
@@ -310,8 +372,6 @@ class BigQueryConnection:
             maximum_bytes_billed=self.limits.max_bytes_billed,
             use_legacy_sql=False,
             job_timeout_ms=int(self.limits.job_seconds * 1000),
-            labels=current_labels(),
-            **self.address.query_options(),
         )
 
 

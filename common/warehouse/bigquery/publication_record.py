@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
+
+from google.api_core.exceptions import NotFound
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.publication import Backup, Publication
@@ -93,22 +96,39 @@ class PublicationRecord:
         return info is not None and info.columns.keys() >= PUBLICATION_COLUMNS.keys()
 
     def create(self) -> None:
-        """Create the table, or add the columns that one of an earlier version lacks. Raises `UserError`."""
+        """Create the table, or add the columns that one of an earlier version lacks. Raises `UserError`.
+
+        A table that exists is only looked at: many processes do that at once, and BigQuery allows few changes.
+        """
         if self._is_checked:
             return
-        self._tables.create_own_dataset()
-        definition = self._tables.define(self.table, PUBLICATION_COLUMNS)
-        definition.clustering_fields = ["target", "day"]  # no partitions: they might expire by the dataset's default
-        self._tables.create(definition)
-        with translate_bigquery_errors("looking at the record of publications", needs="bigquery.tables.get"):
-            expires = self._tables.get(self.table).expires
+        expires, columns = self._look() or self._create()
         if expires is not None:
             raise UserError(
                 f"{self.table} must not expire, but will at {expires:%Y-%m-%d} UTC: remove its expiration "
                 f"and the default table expiration of the dataset {self._tables.own_dataset}"
             )
-        self._tables.add_columns(self.table, PUBLICATION_COLUMNS)
+        if not columns >= PUBLICATION_COLUMNS.keys():
+            self._tables.add_columns(self.table, PUBLICATION_COLUMNS)
         self._is_checked = True
+
+    def _create(self) -> tuple[datetime | None, frozenset[str]]:
+        self._tables.create_own_dataset()
+        definition = self._tables.define(self.table, PUBLICATION_COLUMNS)
+        definition.clustering_fields = ["target", "day"]  # no partitions: they might expire by the dataset's default
+        self._tables.create(definition)
+        created = self._look()
+        assert created is not None, "it was created"
+        return created
+
+    def _look(self) -> tuple[datetime | None, frozenset[str]] | None:
+        """Return when the table expires, and its columns; None if it does not exist."""
+        with translate_bigquery_errors("looking at the record of publications", needs="bigquery.tables.get"):
+            try:
+                table = self._tables.get(self.table)
+            except NotFound:
+                return None
+        return table.expires, frozenset(field.name for field in table.schema)
 
     def renew_lease(self, lease: WarehouseLease, target: TableName, exclusively: Partitions | None = None) -> None:
         """Record the lease of an operation that has nothing to change, so that an earlier one has no effect later.

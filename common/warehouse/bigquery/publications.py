@@ -129,5 +129,5 @@ class BigQueryPublications(BigQueryUndo):
         columns = dict(self._tables.require(source).columns)
         self._tables.create_partitioned(target, columns, date_column)
         # As they are now: values of a column that was added just now would be replaced without being kept.
-        check_same_columns(self._tables.require_uncached(target), date_column, columns)
+        check_same_columns(self._tables.require(target), date_column, columns)
         return sorted(columns)

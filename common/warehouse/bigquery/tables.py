@@ -30,13 +30,14 @@ CREATE_PERMISSIONS = "bigquery.datasets.create, bigquery.tables.create"
 
 
 class BigQueryTables:
-    """Describes, names and creates the tables of one project. Descriptions are cached for a short time."""
+    """Describes, names and creates the tables of one project. What exists is cached for a short time."""
 
     def __init__(self, jobs: BigQueryConnection) -> None:
         self._jobs = jobs
         self._project = jobs.address.project
         self.own_dataset = jobs.address.dataset  #: of the bookkeeping tables
         self._descriptions: dict[TableName, tuple[float, TableInfo]] = {}
+        self._datasets: dict[bigquery.DatasetReference, float] = {}  #: when they were last seen to exist
 
     # -- descriptions ---------------------------------------------------------------------------------------
 
@@ -69,6 +70,7 @@ class BigQueryTables:
 
     def forget_descriptions(self) -> None:
         self._descriptions.clear()
+        self._datasets.clear()
 
     def get(self, table: TableName) -> bigquery.Table:
         """Get the table as it is now. Raises the client's errors."""
@@ -129,7 +131,10 @@ class BigQueryTables:
     def create_partitioned(
         self, table: TableName, columns: Mapping[str, str], date_column: str, cluster_by: Sequence[str] = ()
     ) -> bool:
-        """Create the table with one partition per date, unless it exists; return whether it was created."""
+        """Create the table with one partition per date, unless it exists; return whether it was created.
+
+        A description after that is of the table as it is now.
+        """
         check_column_names(date_column, *columns, *cluster_by)
         self._descriptions.pop(table, None)  # another program may have dropped it meanwhile
         if self.describe(table) is not None:
@@ -219,6 +224,8 @@ class BigQueryTables:
         self._create_dataset(bigquery.DatasetReference(self._project, self.own_dataset))
 
     def _create_dataset(self, dataset: bigquery.DatasetReference) -> None:
+        if time.monotonic() - self._datasets.get(dataset, -DESCRIPTION_CACHE_SECONDS) < DESCRIPTION_CACHE_SECONDS:
+            return
         definition = bigquery.Dataset(dataset)
         definition.location = self._jobs.address.location
         with translate_bigquery_errors("creating the dataset", table=dataset.dataset_id, needs=CREATE_PERMISSIONS):
@@ -227,3 +234,4 @@ class BigQueryTables:
             except NotFound:
                 with suppress(Conflict):
                     self._jobs.client.create_dataset(definition, **self._jobs.deadline)
+        self._datasets[dataset] = time.monotonic()

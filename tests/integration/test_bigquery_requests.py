@@ -1,0 +1,167 @@
+"""How often a run asks BigQuery, on the double of its REST interface: numbers that must not grow unnoticed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import date, timedelta
+from math import ceil
+from pathlib import Path
+
+import pytest
+
+from gated_backfill.common.ledger import RunState
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.warehouse.bigquery import tables
+from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
+from gated_backfill.producer.planning.plan import Reprocess
+from gated_backfill.worker.dates.process import process_dates
+from gated_backfill.worker.gate.gate import GateOutcome, close_window
+from tests import rest_rules as rules
+from tests.lab import PROBE_TYPES, Lab, LocalTables, made_lab, players, probe_rows
+from tests.rest_lab import URL, opened
+from tests.rest_service import Request
+from tests.rest_tables import FilledDouble
+
+FIRST = date(2023, 1, 1)
+JOBS = ("jobs.query", "jobs.insert", "jobs.upload")  #: the requests that start a job each
+TEN_YEARS = 3650
+
+
+@pytest.fixture
+def filled() -> FilledDouble:
+    return FilledDouble()
+
+
+@pytest.fixture
+def rest_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filled: FilledDouble) -> Iterator[Lab]:
+    """A lab over the double. A process describes each table once, however long the test takes."""
+    monkeypatch.setattr(tables, "DESCRIPTION_CACHE_SECONDS", 3600.0)
+    for module in ("producer.context", "worker.dependencies"):
+        path = f"gated_backfill.{module}.open_warehouse"
+        monkeypatch.setattr(path, lambda url, limits=None: opened(filled.double))
+    yield from made_lab(tmp_path, monkeypatch, LocalTables(tmp_path), warehouse=URL)
+
+
+def days_from(count: int) -> list[date]:
+    return [FIRST + timedelta(days=n) for n in range(count)]
+
+
+def with_sources(filled: FilledDouble, days: Sequence[date]) -> None:
+    """The expectation of the probe job, and its first source; the second does not exist."""
+    for name in ("expected", "first"):
+        filled.fill(TableName("probe", name), probe_rows(days, players(5)), PROBE_TYPES, "day")
+
+
+def asked(filled: FilledDouble) -> tuple[int, int]:
+    """The number of requests since the last call, and of the jobs that they started."""
+    log = filled.double.log
+    counts = len(log), sum(one.call in JOBS for one in log)
+    log.clear()
+    return counts
+
+
+# -- requests ---------------------------------------------------------------------------------------------------
+
+
+def test_a_task_asks_no_more_for_thirty_dates_than_for_one(rest_lab: Lab, filled: FilledDouble) -> None:
+    days = days_from(61)
+    with_sources(filled, days)
+    run, deps, _ = rest_lab.opened(days, "probe")
+    asked(filled)
+    # Two tables are compared, both are fingerprinted, and one is read: five jobs, of two requests each. The tables are
+    # described, those that do not exist each time: the target once, the second source three times.
+    process_dates(run.id, days[:30], deps)
+    assert asked(filled) == (16, 5)
+    process_dates(run.id, days[30:60], deps)
+    assert asked(filled) == (14, 5)
+    process_dates(run.id, days[60:], deps)
+    assert asked(filled) == (14, 5)
+
+
+def test_a_window_asks_no_more_for_sixty_dates_than_for_one(rest_lab: Lab, filled: FilledDouble) -> None:
+    days = days_from(61)
+    with_sources(filled, days)
+    # A load, the staged rows by two queries, the expectation, the transaction, and the published rows after it; before
+    # it, too, once the target exists. The first window creates the target and the tool's own tables.
+    for of_window, expected in ((days[:1], (28, 6)), (days[1:], (22, 7))):
+        run, deps, _ = rest_lab.opened(of_window, "probe")
+        process_dates(run.id, of_window, deps)
+        asked(filled)
+        assert close_window(run.id, 1, deps) is GateOutcome.CLOSED
+        assert asked(filled) == expected
+
+
+@pytest.mark.parametrize(
+    ("dates_per_task", "expected"), [pytest.param(30, (71, 16), id="30"), pytest.param(1, (477, 161), id="1")]
+)
+def test_a_run_asks_at_most_four_times_per_date_at_thirty_a_task(
+    rest_lab: Lab, filled: FilledDouble, dates_per_task: int, expected: tuple[int, int]
+) -> None:
+    days = days_from(30)
+    with_sources(filled, days)
+    progress = rest_lab.run(days, "probe", preflight=True, dates_per_task=dates_per_task)
+    assert progress.run.state is RunState.SUCCEEDED
+    requests, jobs = asked(filled)  # of plan, checks and history, too
+    assert (requests, jobs) == expected
+    assert requests <= 4 * len(days) or dates_per_task == 1
+
+
+# -- quotas -----------------------------------------------------------------------------------------------------
+
+# From https://cloud.google.com/bigquery/quotas; the first two are per table and day.
+MAX_MODIFICATIONS = 1500  # by load jobs; DML statements do not count
+MAX_IMMEDIATE_INSERTS = 1500  # statements; further ones run ten at a time
+MAX_METADATA_UPDATES = 5  # per table in ten seconds: tables.insert, tables.patch, load jobs
+MAX_PARTITIONS = 4000  # that one job may modify
+SMALLEST_WINDOW = 3  # dates, that docs/bigquery.md names
+
+
+def changes(log: Sequence[Request]) -> dict[str, Counter[str]]:
+    """What BigQuery counts of these requests, by table: DML statements, loads, and updates of its metadata."""
+    counts: dict[str, Counter[str]] = {}
+
+    def count(table: str, kind: str) -> None:
+        counts.setdefault(table, Counter())[kind] += 1
+
+    for one in log:
+        if one.kind == "query":
+            for table, kind in rules.changed_tables(one.statement):
+                count(table, kind)
+        elif one.kind == "load":
+            table = one.load["destinationTable"]["tableId"]
+            count(table, "load")
+            count(table, "metadata")
+        elif one.call == "tables.insert":
+            count(one.body["tableReference"]["tableId"], "metadata")
+        elif one.call == "tables.patch":
+            count(one.path.rpartition("/")[2], "metadata")
+    return counts
+
+
+def test_ten_years_stay_within_the_quotas(rest_lab: Lab, filled: FilledDouble) -> None:
+    days, windows = days_from(9), 3
+    with_sources(filled, days)
+    rest_lab.run(days, "probe", window=3, dates_per_task=3)
+    filled.fill(TableName("probe", "first"), probe_rows(days, players(5), lowest=1.0), PROBE_TYPES, "day")
+    again = rest_lab.run(days, "probe", window=3, dates_per_task=3, reprocess=Reprocess.ALL)
+    assert again.run.state is RunState.SUCCEEDED  # it replaced every date, which takes the most statements
+    counts = changes(filled.double.log)
+    (undo,) = (table for table in counts if table.startswith("undo_"))
+    staging = [table for table in counts if table.startswith(("staged_", "load_"))]
+    # What grows with the windows of a run: one INSERT into the record, the target and the undo table each.
+    assert counts["publications"] == {"insert": windows}
+    assert counts["probe"] == {"insert": windows, "delete": windows}
+    assert counts[undo] == {"insert": windows, "metadata": 1}
+    assert len(staging) == windows + 1  # and one for the history
+    assert all(counts[table] == {"load": 1, "metadata": 2} for table in staging)
+    assert counts.keys() - {undo, *staging} == {"publications", "probe", "backfill_metadata"}
+    # So a window of any size counts alike, and of all daily quotas only that of INSERT statements grows.
+    per_window = max(count["insert"] for count in counts.values()) / windows
+    assert per_window == 1
+    assert max(count["load"] for count in counts.values()) <= MAX_MODIFICATIONS
+    assert max(count["metadata"] for count in counts.values()) <= MAX_METADATA_UPDATES
+    assert ceil(TEN_YEARS / rest_lab.settings.window) * per_window == 37
+    assert ceil(TEN_YEARS / SMALLEST_WINDOW) * per_window <= MAX_IMMEDIATE_INSERTS
+    assert ceil(TEN_YEARS / (SMALLEST_WINDOW - 1)) * per_window > MAX_IMMEDIATE_INSERTS
+    assert rest_lab.settings.window <= MAX_PARTITIONS == BigQueryWarehouse.max_dates_per_publication
