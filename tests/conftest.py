@@ -17,7 +17,7 @@ from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger import Ledger, open_ledger
 from gated_backfill.common.process.logs import configure_logs
 from gated_backfill.common.storage.staging import Staging
-from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
+from gated_backfill.common.warehouse.bigquery.address import BigQueryAddress
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.common.warehouse.protocol import Warehouse

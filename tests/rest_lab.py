@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gated_backfill.common.model.publication import PublishResult, StagedFile, WarehouseLimits
-from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
+from gated_backfill.common.warehouse.bigquery.address import BigQueryAddress
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from gated_backfill.common.warehouse.protocol import ABSENT
 from tests import rest_rules as rules

@@ -122,24 +122,39 @@ def checked_job(body: Mapping[str, Any]) -> dict[str, Any]:
     assert len(kinds) == 1, "a job is of one kind"
     only(body["jobReference"], {"projectId", "jobId", "location"}, "a jobReference")
     assert JOB_ID.fullmatch(body["jobReference"]["jobId"]), "no job id"
+    _check_labels(configuration.get("labels", {}))
     (_check_query if kinds == ["query"] else _check_load)(configuration[kinds[0]])
     return dict(configuration)
 
 
-def checked_query_request(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Such a jobs.query request: what is not among its keys, the service ignores without a word."""
+def _check_labels(labels: Mapping[str, Any]) -> None:
+    assert len(labels) <= 64, "too many labels"
+    for key, value in labels.items():
+        assert re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", key), f"no name of a label: {key!r}"
+        assert isinstance(value, str), "a label is text"
+        assert re.fullmatch(r"[a-z0-9_-]{0,63}", value), f"no value of a label: {value!r}"
+
+
+def check_query_request(body: Mapping[str, Any]) -> None:
+    """Check a jobs.query request: what is not among its keys, the service ignores without a word."""
     only(body, QUERY_REQUEST_KEYS, "a query request")
     assert len(body["requestId"]) <= 36, "no request id"
     assert 0 < int(body["timeoutMs"]) <= 200_000, "the service waits no longer"
     assert body["formatOptions"] == {"useInt64Timestamp": True}, "timestamps are cut"
     assert "jobTimeoutMs" in body, "a query that may run for ever"
-    return dict(body)
+
+
+def configuration_of(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the job that a jobs.query request starts."""
+    query = {key: value for key, value in body.items() if key in QUERY_KEYS}
+    return {"query": query, **{key: value for key, value in body.items() if key in CONFIGURATION_KEYS - {"query"}}}
 
 
 def _check_query(query: Mapping[str, Any]) -> None:
     only(query, QUERY_KEYS, "a query's configuration")
     assert query["query"].strip(), "an empty query"
     assert query.get("useLegacySql") is False, "a query in legacy SQL"
+    assert query.get("priority", "INTERACTIVE") in ("INTERACTIVE", "BATCH"), "no priority"
     assert str(query.get("maximumBytesBilled", "1")).isdecimal(), "maximumBytesBilled is no int64"
     if query.get("queryParameters"):
         assert query.get("parameterMode") == "NAMED", "named parameters without parameterMode NAMED"

@@ -59,22 +59,17 @@ class Request:
 
     @property
     def configuration(self) -> Mapping[str, Any]:
-        """Of the query that it starts."""
-        return self.body if self.call == "jobs.query" else self.body["configuration"]["query"]
-
-    @property
-    def load(self) -> Mapping[str, Any]:
-        """The configuration of the load that it starts."""
+        """Of the job that it starts."""
         body = self.body[0] if isinstance(self.body, tuple) else self.body
-        return body["configuration"]["load"]
+        return rules.configuration_of(body) if self.call == "jobs.query" else body["configuration"]
 
     @property
     def statement(self) -> str:
-        return self.configuration["query"]
+        return self.configuration["query"]["query"]
 
     @property
     def params(self) -> dict[str, Any]:
-        return rules.parameters(self.configuration)
+        return rules.parameters(self.configuration["query"])
 
 
 @dataclass(kw_only=True)
@@ -210,11 +205,10 @@ class Service:
 
     def _query(self, request: Request) -> Any:
         """Start a query and wait for its end: the answer has its rows."""
-        body = rules.checked_query_request(request.body)
-        assert request.timeout > int(body["timeoutMs"]) / 1000 + 10, "the answer is not waited for"
-        query = {key: value for key, value in body.items() if key in rules.QUERY_KEYS}
-        reference = {"projectId": PROJECT, "jobId": uuid4().hex, "location": body["location"]}
-        self._start({"jobReference": reference, "configuration": {"query": query}}, None)
+        rules.check_query_request(request.body)
+        assert request.timeout > int(request.body["timeoutMs"]) / 1000 + 10, "the answer is not waited for"
+        reference = {"projectId": PROJECT, "jobId": uuid4().hex, "location": request.body["location"]}
+        self._start({"jobReference": reference, "configuration": request.configuration}, None)
         return self._results(self.jobs[reference["jobId"]])
 
     def _finish(self, job: Job) -> None:

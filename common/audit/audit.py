@@ -21,6 +21,7 @@ from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.calendar_check import check_calendar_not_lost
 from gated_backfill.common.warehouse.coverage_queries import read_calendar
+from gated_backfill.common.warehouse.labels import label_work
 from gated_backfill.common.warehouse.protocol import TableInfo, Warehouse, require_table
 
 DATES_AT_ONCE = 1000  #: dates observed together
@@ -57,7 +58,8 @@ def audit_dates(
     for chunk in chunk_dates(sorted(set(days)), DATES_AT_ONCE):
         calendar = read_calendar(warehouse, job, chunk)
         has_calendar = has_calendar and (calendar is not None or job.expectation.calendar is None)
-        observations = observe_dates(job, chunk, warehouse, ledger, calendar, target, candidates=candidates or {})
+        with label_work(job=job.name):
+            observations = observe_dates(job, chunk, warehouse, ledger, calendar, target, candidates=candidates or {})
         audited_dates = [classify(observed, job.policy) for observed in observations]
         if find_stale:
             audited_dates = _add_stale(audited_dates, job, warehouse)

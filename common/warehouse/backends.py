@@ -17,7 +17,7 @@ def open_warehouse(url: str, *, limits: WarehouseLimits | None = None) -> Wareho
 
         return LocalWarehouse(folder, limits=limits)
     if url.partition(":")[0] == "bigquery":
-        from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
+        from gated_backfill.common.warehouse.bigquery.address import BigQueryAddress
         from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 
         return BigQueryWarehouse(BigQueryAddress.parse(url), limits)

@@ -51,6 +51,7 @@ from gated_backfill.common.warehouse.coverage_queries import (
     target_scan,
 )
 from gated_backfill.common.warehouse.floors import measure_floors
+from gated_backfill.common.warehouse.labels import label_work
 from gated_backfill.common.warehouse.prerequisites import Prerequisites, measure_prerequisites
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.common.warehouse.table_checks import (
@@ -240,7 +241,8 @@ def make_plan(request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledge
     options = RunOptions.for_job(
         job, window=1, in_flight=1, fallback=request.fallback, forced_because=request.forced_because
     )
-    measured = _measure_range(request, job, warehouse, ledger, missing_tables, options)
+    with label_work(job=job.name):
+        measured = _measure_range(request, job, warehouse, ledger, missing_tables, options)
     steps = plan_dates(request, job, measured, options)
     check_steps_to_build(steps, job, warehouse)
     ordered = tuple(reversed(steps)) if request.newest_first else tuple(steps)

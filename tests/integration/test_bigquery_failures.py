@@ -17,7 +17,8 @@ from google.resumable_media.requests import _request_helpers as uploads
 from gated_backfill.common.errors import BackfillError, NotAllowed, QueryFailed, TableNotFound, WarehouseUnavailable
 from gated_backfill.common.model.publication import PublishResult, StagedFile, WarehouseLimits
 from gated_backfill.common.storage.staging import Staging
-from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress, BigQueryConnection
+from gated_backfill.common.warehouse.bigquery.address import BigQueryAddress
+from gated_backfill.common.warehouse.bigquery.client import BigQueryConnection
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from tests.builders import DAYS, FEB_23, TABLE, rows_of, scan, span, staged
 from tests.rest_double import TOKEN, RestDouble

@@ -129,7 +129,7 @@ def changes(log: Sequence[Request]) -> dict[str, Counter[str]]:
             for table, kind in rules.changed_tables(one.statement):
                 count(table, kind)
         elif one.kind == "load":
-            table = one.load["destinationTable"]["tableId"]
+            table = one.configuration["load"]["destinationTable"]["tableId"]
             count(table, "load")
             count(table, "metadata")
         elif one.call == "tables.insert":

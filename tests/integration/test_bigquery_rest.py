@@ -26,9 +26,10 @@ from gated_backfill.common.model.tables import Column, TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.storage.files import parquet_bytes
 from gated_backfill.common.storage.staging import Staging
-from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
+from gated_backfill.common.warehouse.bigquery.address import BigQueryAddress
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from gated_backfill.common.warehouse.coverage_queries import match_expectation
+from gated_backfill.common.warehouse.labels import label_work
 from gated_backfill.common.warehouse.protocol import ABSENT, ReplacedPartition, StagedScan, Warehouse
 from gated_backfill.common.warehouse.staged_entities import read_staged_entities
 from gated_backfill.producer.planning import plan as planned
@@ -108,10 +109,42 @@ def test_every_query_is_limited_and_binds_its_values(double: RestDouble, staging
         one.job.rpartition("-")[0][:16] for one in sent
     }
     for one in sent:
-        asked = one.configuration
+        asked = one.configuration["query"]
         assert asked["maximumBytesBilled"] == "12345"
         assert asked["useLegacySql"] is False
         assert asked.get("parameterMode", "NAMED") == "NAMED"  # absent of a query without parameters
+
+
+def test_every_job_has_the_labels_of_the_work(double: RestDouble, staging: Staging) -> None:
+    long = "a-run-" * 20
+    with label_work(job="Faktoren (Köln)", run=long), label_work(window=3):
+        of_all_kinds(opened(double), double, staging)
+    in_hand = {"tool": "gated-backfill", "job": "faktoren__k_ln_", "run": long[:63], "window": "3"}
+    assert {kind for kind, labels in sent_labels(double)} == {"query", "load"}
+    assert [labels for _, labels in sent_labels(double) if labels != in_hand] == []
+    double.log.clear()
+    opened(double).describe(TABLE)
+    opened(double).now()
+    assert sent_labels(double) == [("query", {"tool": "gated-backfill"})]
+
+
+def sent_labels(double: RestDouble) -> list[tuple[str, Any]]:
+    """Of each started job: its kind, and its labels."""
+    return [(one.kind, one.configuration.get("labels")) for one in double.log if one.kind]
+
+
+def test_queries_are_scheduled_as_the_address_says(double: RestDouble, staging: Staging) -> None:
+    reservation = "projects/admin-project/locations/US/reservations/nightly"
+    address = BigQueryAddress.parse(f"bigquery://{PROJECT}?priority=batch&reservation={reservation}")
+    of_all_kinds(BigQueryWarehouse(address, http=double), double, staging)
+    sent = [one.configuration for one in double.log if one.kind == "query"]
+    assert {(one["query"].get("priority"), one.get("reservation")) for one in sent} == {("BATCH", reservation)}
+
+
+def test_queries_are_scheduled_as_the_project_does_by_itself(double: RestDouble, staging: Staging) -> None:
+    of_all_kinds(opened(double), double, staging)
+    sent = [one.configuration for one in double.log if one.kind == "query"]
+    assert {("priority" in one["query"], "reservation" in one) for one in sent} == {(False, False)}
 
 
 def test_no_value_is_written_into_a_statement(double: RestDouble, staging: Staging) -> None:
@@ -249,6 +282,9 @@ def test_a_column_by_no_plain_name_is_refused_before_any_request(double: RestDou
     assert double.log == []
 
 
+ACCOUNT = "loader@some-project.iam.gserviceaccount.com"
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -267,6 +303,15 @@ def test_a_column_by_no_plain_name_is_refused_before_any_request(double: RestDou
         pytest.param("bigquery://test-project?endpoint=file:///x", id="endpoint"),
         pytest.param("bigquery://test-project#x", id="fragment"),
         pytest.param("bq://test-project", id="scheme"),
+        pytest.param("bigquery://test-project?impersonate=somebody@example.com", id="impersonate-a-person"),
+        pytest.param(f"bigquery://test-project?impersonate={ACCOUNT}%0a", id="impersonate-line-end"),
+        pytest.param("bigquery://test-project?impersonate=", id="impersonate-nobody"),
+        pytest.param("bigquery://test-project?quota_project=Some Project", id="quota-project"),
+        pytest.param("bigquery://test-project?priority=high", id="priority"),
+        pytest.param("bigquery://test-project?priority=BATCH", id="priority-upper-case"),
+        pytest.param("bigquery://test-project?reservation=nightly", id="reservation-name-only"),
+        pytest.param("bigquery://test-project?endpoint=http://x&quota_project=other-project", id="quota-of-emulator"),
+        pytest.param(f"bigquery://test-project?endpoint=http://x&impersonate={ACCOUNT}", id="account-of-emulator"),
         pytest.param("bigquery://[", id="no-url"),
     ],
 )

@@ -23,7 +23,7 @@ from gated_backfill.common.config.secret_files import secret_file_variable
 from gated_backfill.common.config.settings import SECRETS as SECRET_SETTINGS
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
+from gated_backfill.common.warehouse.bigquery.address import BigQueryAddress
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.producer.stack.embedded import free_port
 from tests.compose import BIN, FILE, ROOT, Machine, parse, resolved, write_env

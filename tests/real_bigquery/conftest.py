@@ -11,7 +11,8 @@ from google.cloud import bigquery
 
 from gated_backfill.common.model.publication import WarehouseLimits
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress, BigQueryConnection
+from gated_backfill.common.warehouse.bigquery.address import BigQueryAddress
+from gated_backfill.common.warehouse.bigquery.client import BigQueryConnection
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 
 LIMITS = WarehouseLimits(max_bytes_billed=1024**3, undo_days=1)

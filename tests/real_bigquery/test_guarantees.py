@@ -14,7 +14,7 @@ from gated_backfill.common.errors import LeaseTakenOver, QueryFailed, WarehouseU
 from gated_backfill.common.model.publication import WarehouseLimits
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.storage.staging import Staging
-from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
+from gated_backfill.common.warehouse.bigquery.address import BigQueryAddress
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from gated_backfill.common.warehouse.protocol import ABSENT, Scan, StagedScan
 from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, publication_of, rows_of, span, staged

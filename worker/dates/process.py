@@ -24,6 +24,7 @@ from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.model.dates import summarize_dates
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.warehouse.labels import label_work
 from gated_backfill.worker.dates.build import BuiltDate, build_dates
 from gated_backfill.worker.dates.claims import DatesTask, release_when_stopped, requeue_despite_outage
 from gated_backfill.worker.dates.failures import SoftTimeLimitReached, translate_job_errors
@@ -70,11 +71,16 @@ def _log_context(run_id: str, days: Sequence[date]) -> AbstractContextManager[No
 
 def _process(run_id: str, days: Sequence[date], deps: Deps, retries: int) -> list[AttemptOutcome]:
     run = deps.cached_run(run_id)
+    with label_work(job=run.job, run=run_id):
+        return _process_run(run, days, deps, retries)
+
+
+def _process_run(run: Run, days: Sequence[date], deps: Deps, retries: int) -> list[AttemptOutcome]:
     try:
         job = find_job(run.job)
         check_job_version(run, job, "worker")
     except UserError as exc:
-        return _fail_without_job(run_id, days, deps, exc, retries)
+        return _fail_without_job(run.id, days, deps, exc, retries)
     options = RunOptions.from_dict(run.options)
     task = DatesTask(run=run, job=job, options=options, deps=deps, retries=retries, is_single=len(days) == 1)
     _check_staging(run, deps)
@@ -153,7 +159,8 @@ def _check_host(task: DatesTask, claimed: Sequence[DateRow], exc: BackfillError)
 
 
 def _build(task: DatesTask, claimed: Sequence[DateRow], started: float) -> list[AttemptOutcome]:
-    built_dates = build_dates(task.job, task.options, claimed, task.deps)
+    with label_work(window=claimed[0].window):  # all dates of a task are of one window
+        built_dates = build_dates(task.job, task.options, claimed, task.deps)
     seconds = (time.monotonic() - started) / len(claimed)
     released = task.release({built.day: (built.state, {**built.columns, "seconds": seconds}) for built in built_dates})
     outcomes: list[AttemptOutcome] = []

@@ -23,6 +23,7 @@ from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.signals import find_interruption
 from gated_backfill.common.runs.enqueue import enqueue_dates, enqueue_next_windows
 from gated_backfill.common.runs.release import find_still_published
+from gated_backfill.common.warehouse.labels import label_work
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.gate.failures import (
     UNPROVEN,
@@ -75,7 +76,10 @@ def close_window(
     )
     if generation is None:
         return GateOutcome.NOT_CLAIMED
-    with structlog.contextvars.bound_contextvars(run=run_id, window=number):
+    with (
+        structlog.contextvars.bound_contextvars(run=run_id, window=number),
+        label_work(job=run.job, run=run_id, window=number),
+    ):
         try:
             outcome = _close_leased(run, number, generation, deps, is_last_attempt=is_last_attempt, retries=retries)
         except (LeaseLost, LeaseTakenOver):

@@ -10,11 +10,9 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import TimeoutError as JobTimeout
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 import requests.exceptions
@@ -32,15 +30,14 @@ from gated_backfill.common.errors import (
     NotAllowed,
     QueryFailed,
     TableNotFound,
-    UserError,
     WarehouseUnavailable,
 )
 from gated_backfill.common.model.publication import WarehouseLimits
-from gated_backfill.common.model.tables import validate_identifier
-from gated_backfill.common.warehouse.bigquery.statements import checked_project
+from gated_backfill.common.warehouse.bigquery.address import BigQueryAddress
+from gated_backfill.common.warehouse.bigquery.credentials import open_credentials
 from gated_backfill.common.warehouse.bigquery.transactions import LEASE_TAKEN_OVER
+from gated_backfill.common.warehouse.labels import current_labels
 
-LOCATION = re.compile(r"[A-Za-z0-9-]{2,40}")
 REQUEST_SECONDS = 120  #: for one answer of the service
 TRANSFER_SECONDS = 30  #: added for the way of an answer that the service gives after `REQUEST_SECONDS`
 MAX_ATTEMPTS = 20  #: of one named job; failed attempts stay on record in BigQuery, so each has a number
@@ -81,46 +78,8 @@ LOST_JOB = re.compile(r"not found: job\b", re.IGNORECASE)  #: a started job that
 UPLOAD_URL = re.compile(r"[?&]upload_id=")  #: of a started upload
 NOT_FOUND = re.compile(r"not found: (dataset|table|project|job)\b", re.IGNORECASE)  #: not a lost upload
 UNREACHABLE = re.compile(r"host='([^']+)', port=(\d+)\).*?(\[Errno -?\d+\] [^'\")]+)", re.DOTALL)
-PERMISSION = re.compile(r"(?:bigquery|storage)\.(?!googleapis)\w+\.\w+")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BigQueryAddress:
-    """Where a BigQuery warehouse is: `bigquery://PROJECT?location=US&dataset=backfill`."""
-
-    project: str
-    location: str = "US"  #: of tables, queries and new datasets
-    dataset: str = "backfill"  #: for staging tables, publications and undo tables
-    endpoint: str | None = None  #: of an emulator; no credentials are ever sent to it
-
-    @classmethod
-    def parse(cls, url: str) -> BigQueryAddress:
-        """Parse a URL of this form. Raises `UserError` for any other."""
-        try:
-            parts = urlsplit(url)
-            pairs = parse_qsl(parts.query, strict_parsing=bool(parts.query), keep_blank_values=True)
-        except ValueError as exc:
-            raise UserError("BACKFILL_WAREHOUSE is no URL: write it as bigquery://PROJECT?location=US") from exc
-        options = dict(pairs)
-        if len(options) < len(pairs):
-            raise UserError("BACKFILL_WAREHOUSE: an option is given twice")
-        if unknown := sorted(set(options) - {"location", "dataset", "endpoint"}):
-            raise UserError(
-                f"BACKFILL_WAREHOUSE: unknown option(s) {', '.join(unknown)}: use location, dataset, endpoint"
-            )
-        if parts.scheme != "bigquery" or parts.path.strip("/") or parts.fragment:
-            raise UserError("BACKFILL_WAREHOUSE: write it as bigquery://PROJECT?location=US")
-        location, endpoint = options.get("location", "US"), options.get("endpoint")
-        if not LOCATION.fullmatch(location):
-            raise UserError(f"BACKFILL_WAREHOUSE: {location!r} is not a location: write one as US, EU or europe-west1")
-        if endpoint is not None and urlsplit(endpoint).scheme not in ("http", "https"):
-            raise UserError("BACKFILL_WAREHOUSE: the endpoint is not an http:// URL")
-        return cls(
-            project=checked_project(parts.netloc),
-            location=location,
-            dataset=validate_identifier(options.get("dataset", "backfill"), "dataset name"),
-            endpoint=endpoint,
-        )
+AUTH_ANSWER = re.compile(r'"message": *"([^"]{1,400})"')  #: of the service that gives tokens, in the error
+PERMISSION = re.compile(r"(?:bigquery|storage|iam)\.(?!googleapis)\w+\.\w+")
 
 
 def is_retryable(exc: BaseException) -> bool:
@@ -204,6 +163,8 @@ def _error_message(exc: Exception) -> str:
         return f"{_error_message(exc.cause)} (tried again until {exc.message})"
     if unreachable := UNREACHABLE.search(str(exc)):
         return f"{unreachable[1]}:{unreachable[2]} does not answer: {unreachable[3]}"
+    if isinstance(exc, GoogleAuthError) and (detail := AUTH_ANSWER.search(" ".join(map(str, exc.args)))):
+        return f"{exc.args[0]}: {detail[1]}"
     message = getattr(exc, "message", None) or str(exc) or type(exc).__name__
     return re.sub(r"^(GET|POST|PUT|PATCH|DELETE) https?://\S+ ", "", str(message)).split("\n")[0][:500]
 
@@ -250,9 +211,11 @@ class BigQueryConnection:
         arguments: dict[str, Any] = {"location": self.address.location}
         if self._http is not None:
             arguments |= {"_http": self._http, "credentials": AnonymousCredentials()}
-        if self.address.endpoint is not None:
+        elif self.address.endpoint is not None:
             options = {"api_endpoint": self.address.endpoint}
             arguments |= {"client_options": options, "credentials": AnonymousCredentials()}
+        else:
+            arguments |= {"credentials": open_credentials(self.address)}
         return BigQueryClient(project=self.address.project, **arguments)
 
     # -- jobs -----------------------------------------------------------------------------------------------
@@ -261,15 +224,12 @@ class BigQueryConnection:
         """Run one query, which only reads, and return its rows. Raises the client's errors.
 
         It is started, awaited and its first rows are read by one request, and its job is looked at by another. It has
-        no job id of ours: if the answer is lost, it is run again.
+        no job id of ours: if the answer is lost, it is run again. One with a priority is started as a job, as BigQuery
+        does not answer it at once.
         """
+        method = QueryApiMethod.INSERT if self.address.priority else QueryApiMethod.QUERY
         job = self.client.query(
-            sql,
-            self._config(params),
-            retry=self.retry,
-            timeout=REQUEST_SECONDS,
-            job_retry=None,
-            api_method=QueryApiMethod.QUERY,
+            sql, self._config(params), retry=self.retry, timeout=REQUEST_SECONDS, job_retry=None, api_method=method
         )
         result = job.result(retry=self._polling, timeout=self.limits.job_seconds, job_retry=None)
         return result.to_arrow(create_bqstorage_client=False)
@@ -306,6 +266,7 @@ class BigQueryConnection:
         """
         config = bigquery.LoadJobConfig(
             job_timeout_ms=int(self.limits.job_seconds * 1000),
+            labels=current_labels(),
             source_format=bigquery.SourceFormat.PARQUET,
             schema=into.schema,
             write_disposition=bigquery.WriteDisposition.WRITE_TRUNCATE,
@@ -372,6 +333,8 @@ class BigQueryConnection:
             maximum_bytes_billed=self.limits.max_bytes_billed,
             use_legacy_sql=False,
             job_timeout_ms=int(self.limits.job_seconds * 1000),
+            labels=current_labels(),
+            **self.address.query_options(),
         )
 
 

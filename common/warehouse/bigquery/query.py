@@ -16,11 +16,8 @@ from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.publication import PublishedDate, WarehouseLimits
 from gated_backfill.common.model.tables import TableName, validate_identifier
 from gated_backfill.common.warehouse.bigquery import statements as sql_of
-from gated_backfill.common.warehouse.bigquery.client import (
-    BigQueryAddress,
-    BigQueryConnection,
-    translate_bigquery_errors,
-)
+from gated_backfill.common.warehouse.bigquery.address import BigQueryAddress
+from gated_backfill.common.warehouse.bigquery.client import BigQueryConnection, translate_bigquery_errors
 from gated_backfill.common.warehouse.bigquery.entity_counts import (
     EntityTable,
     count_statement,

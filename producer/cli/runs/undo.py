@@ -7,6 +7,7 @@ import click
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.process.logs import logging_to_file
+from gated_backfill.common.warehouse.labels import label_work
 from gated_backfill.producer.cli.options import yes_option
 from gated_backfill.producer.context import CommandContext, current_user, open_context
 from gated_backfill.producer.runs.post_run import refresh_run_metadata
@@ -34,6 +35,7 @@ def undo(run_id: str, dry_run: bool, leave_written: bool, yes: bool) -> None:
     are.
     """
     context = open_context(read_settings(), only_looks=dry_run)
+    click.get_current_context().with_resource(label_work(run=run_id))
     console = make_console()
     undo_plan = _plan_or_release(run_id, context, leave_written=leave_written, dry_run=dry_run)
     console.print(f"undo of run {run_id}, {undo_plan.describe()}")
