@@ -10,7 +10,7 @@ AUDIT_READY := $(AUDIT)/.ready
 # A checkout has no bytecode: let the first process write it, so that later processes need not compile again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: environments demo test fuzz audit test-browser test-prometheus test-compose screenshots test-bigquery chaos chaos-mutants recovery lint types check bench lock clean help
+.PHONY: environments demo test fuzz audit test-browser test-prometheus test-compose screenshots test-bigquery chaos chaos-mutants recovery seasons lint types check bench lock clean help
 
 # uv takes a quarter of pip's time. Where it fails, pip installs: only pip reads pip's own settings, such as an index in pip.conf.
 install = $(BIN)/uv pip install --quiet --python $(1)/python --compile-bytecode $(2) || \
@@ -81,6 +81,10 @@ chaos-mutants: $(READY)  ## check that these schedules detect a tool that is bro
 
 recovery: $(READY)  ## measure how long a run stands still when a worker, the broker or the ledger is lost
 	TEST_RECOVERY=1 $(BIN)/python -m pytest tests/recovery $(ARGS)
+
+SEASONS ?= 10
+seasons: $(READY) $(EMULATOR_READY)  ## compare the example job with its twin in SQL, row by row, on files and on the emulator: [SEASONS=10]
+	TEST_SEASONS=$(SEASONS) $(BIN)/python -m pytest tests/seasons --durations 0 $(ARGS)
 
 CASES ?= 10000
 fuzz: $(READY) $(EMULATOR_READY)  ## try random command lines, settings, files, messages and tables: [CASES=10000]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from datetime import date, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +17,14 @@ from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.model.arrow.types import arrow_schema
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.backends import open_warehouse
-from gated_backfill.producer.demo.season import FIRST_DATE, LAST_DATE, column_types_of, make_season
+from gated_backfill.producer.demo.season import (
+    FIRST_DATE,
+    LAST_DATE,
+    SEED,
+    column_types_of,
+    date_column_of,
+    make_season,
+)
 
 SEASONS = 10
 YEAR = timedelta(days=364)  #: keeps the weekdays
@@ -25,24 +32,28 @@ JOB = "player_composite_factors"
 OLDEST = FIRST_DATE - (SEASONS - 1) * YEAR
 
 
-def load(home: Path) -> int:
-    """Load ten copies of the demo's season in different years. Returns the number of dates with games."""
-    warehouse = open_warehouse(Settings(home=home).warehouse_url)  # pyright: ignore[reportCallIssue]
-    dates: set[date] = set()
-    for name, frame in make_season().items():
-        dated, types = column_types_of(name, frame)
-        seasons = [_moved(frame[list(types)], dated, back) for back in range(SEASONS)]
-        rows = pd.concat(seasons, ignore_index=True)
-        if name == "nba_reference.schedule":
-            dates = set(rows[dated])
-        table = pa.Table.from_pandas(rows, schema=arrow_schema(types), preserve_index=False)
-        warehouse.load(TableName.parse(name), dated, table)
-    return len(dates)
+def make_seasons(count: int) -> dict[str, pd.DataFrame]:
+    """Create the tables of so many seasons with different values: that of the demo, and earlier ones."""
+    seasons = [{name: _moved(rows, back) for name, rows in make_season(SEED + back).items()} for back in range(count)]
+    return {name: pd.concat([season[name] for season in seasons], ignore_index=True) for name in seasons[0]}
 
 
-def _moved(frame: pd.DataFrame, dated: str, back: int) -> pd.DataFrame:
+def _moved(frame: pd.DataFrame, back: int) -> pd.DataFrame:
+    """The rows of a season as many years earlier."""
+    dated = date_column_of(frame)
     moved = frame.assign(**{dated: [day - back * YEAR for day in frame[dated]]})
-    return moved.assign(season=f"back-{back}") if "season" in frame.columns else moved
+    return moved.assign(season=f"back-{back}") if back and "season" in frame.columns else moved
+
+
+def load(home: Path) -> int:
+    """Load ten seasons. Returns the number of dates with games."""
+    warehouse = open_warehouse(Settings(home=home).warehouse_url)  # pyright: ignore[reportCallIssue]
+    tables = make_seasons(SEASONS)
+    for name, frame in tables.items():
+        dated, types = column_types_of(name, frame)
+        rows = pa.Table.from_pandas(frame[list(types)], schema=arrow_schema(types), preserve_index=False)
+        warehouse.load(TableName.parse(name), dated, rows)
+    return tables["nba_reference.schedule"]["game_date"].nunique()
 
 
 def vectorised(folder: Path, home: Path, dates: int) -> Measured:

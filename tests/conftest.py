@@ -36,6 +36,7 @@ OTHER_TARGETS = {
     "recovery": "TEST_RECOVERY",  # minutes: these measure
     "prometheus": "TEST_PROMETHEUS",  # Prometheus
     "compose_stack": "TEST_COMPOSE",  # a container engine
+    "seasons": "TEST_SEASONS",  # minutes a season on the emulator
 }
 collect_ignore = [folder for folder, variable in OTHER_TARGETS.items() if not os.environ.get(variable)]
 

@@ -72,14 +72,19 @@ def load_season(warehouse: Warehouse, within: DateRange | None = None) -> int:
 def column_types_of(name: str, frame: pd.DataFrame) -> tuple[str, ColumnTypes]:
     """Return the date column and the types of a table of the season: all columns, or those that the job declares."""
     full_types = {"nba_reference.schedule": SCHEDULE_TYPES, "nba_analytics.player_game_summary": SUMMARY_TYPES}
-    date_column = "analysis_date" if "analysis_date" in frame.columns else "game_date"
+    date_column = date_column_of(frame)
     declared = find_job("player_composite_factors").declared_types()
     return date_column, full_types.get(name) or {**declared[name], date_column: "DATE"}
 
 
-def make_season() -> dict[str, pd.DataFrame]:
-    """Create the season's tables, by name."""
-    rng = np.random.default_rng(SEED)
+def date_column_of(frame: pd.DataFrame) -> str:
+    """Return the name of the date column of a table of the season."""
+    return "analysis_date" if "analysis_date" in frame.columns else "game_date"
+
+
+def make_season(seed: int = SEED) -> dict[str, pd.DataFrame]:
+    """Create the season's tables, by name. Another seed gives a season with other values."""
+    rng = np.random.default_rng(seed)
     players = make_players(rng)
     schedule = make_schedule(rng)
     summary = make_summary(schedule, players, rng)

@@ -5,65 +5,35 @@ from __future__ import annotations
 import csv
 import math
 import random
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from gated_backfill.common.ledger import RunState
 from gated_backfill.common.model.arrow.types import arrow_schema
-from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.tables import ColumnTypes, TableName
-from gated_backfill.producer.demo.season import FIRST_DATE, LAST_DATE, make_season
-from gated_backfill.producer.planning.plan import Reprocess
-from gated_backfill.worker.jobs.player_composite_factors import LOOKBACK_DAYS
 from tests.builders import FEB_23, FEB_24
-from tests.lab import PACKAGES, PLAYER_TYPES, SCHEDULE, SUMMARY, UPCOMING, Lab
+from tests.lab import PLAYER_TYPES, SUMMARY, UPCOMING, Lab
 from tests.player_rules import BOX_SCORES
+from tests.sql_twin import SQL, check_equal, load_season, season_days
+from tests.sql_twin import sql_factors as sql_factors
 
-PYTHON, SQL = "player_composite_factors", "player_composite_factors_sql"
+pytestmark = pytest.mark.usefixtures("sql_factors")
+
 SHOT_ZONES, TEAM_DEFENSE = "nba_precompute.player_shot_zone_analysis", "nba_precompute.team_defense_zone_analysis"
-SEASON = [*DateRange(start=FIRST_DATE, through=LAST_DATE).days()]
 DAY = date(2023, 1, 2)
 
 
-@pytest.fixture(autouse=True)
-def _sql_factors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(PACKAGES / "sql_factors"))
-
-
-def check_equal(lab: Lab, days: Sequence[date], published: int) -> None:
-    """Both jobs build the days and publish the same partitions, byte by byte."""
-    for job in (PYTHON, SQL):
-        progress = lab.run(days, job, window=len(days), dates_per_task=len(days), reprocess=Reprocess.ALL)
-        assert progress.run.state is RunState.SUCCEEDED
-    in_python, in_sql = (lab.table_bytes(f"nba_precompute.{job}") for job in (PYTHON, SQL))
-    assert len(in_python) == published
-    assert [day for day, rows in in_python.items() if in_sql.get(day) != rows] == []
-    assert in_sql.keys() == in_python.keys()
-
-
-def load_season(lab: Lab, days: Sequence[date], without: Mapping[str, Collection[date]]) -> None:
-    """The demo's season on these days, of the summary on the days before as well, but of each table without some."""
-    before = {day - timedelta(days=n) for day in days for n in range(1, LOOKBACK_DAYS + 1)}
-    for name, frame in make_season().items():
-        date_column = "analysis_date" if "analysis_date" in frame.columns else "game_date"
-        types: ColumnTypes = PLAYER_TYPES.get(name, SCHEDULE) | {date_column: "DATE"}
-        kept_days = {*days, *(before if name == SUMMARY else ())} - {*without.get(name, ())}
-        kept = frame.loc[frame[date_column].isin(kept_days), list(types)]
-        rows = pa.Table.from_pandas(kept, schema=arrow_schema(types), preserve_index=False)
-        lab.context.warehouse.load(TableName.parse(name), date_column, rows)
-
-
 def test_of_a_season(lab: Lab) -> None:
-    load_season(lab, SEASON, without={})
-    check_equal(lab, SEASON, published=152)
+    season = season_days(back=0)
+    load_season(lab, season, without={})
+    check_equal(lab, season, published=152)
     assert {row["context_source"] for row in lab.published(f"nba_precompute.{SQL}", FEB_23)} == {"derived"}
 
     lab.drop(UPCOMING)  # so the dates are derived
-    check_equal(lab, SEASON[60:80], published=152)
+    check_equal(lab, season[60:80], published=152)
 
 
 def test_of_real_box_scores_without_the_optional_inputs(lab: Lab) -> None:
