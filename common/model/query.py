@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import re
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gated_backfill.common.errors import UserError
+from gated_backfill.common.process.caller import calling_folder
 
 if TYPE_CHECKING:
     from sqlglot import exp
@@ -38,13 +37,10 @@ class Query:
     @classmethod
     def file(cls, name: str) -> Query:
         """Read the text from a file, whose path is relative to the folder of the calling module. Raises `UserError`."""
-        here = inspect.currentframe()
-        assert here is not None, "CPython has frames"
-        assert here.f_back is not None, "it has a caller"
-        module_file = here.f_back.f_globals.get("__file__")
-        if module_file is None:
+        folder = calling_folder()
+        if folder is None:
             raise UserError(f"can't read the query {name}: Query.file is called in no file of a module")
-        path = Path(module_file).parent / name
+        path = folder / name
         try:
             return cls(path.read_text(encoding="utf-8-sig"), file_name=name)
         except (OSError, ValueError) as exc:
@@ -56,7 +52,7 @@ class Query:
         if not isinstance(self.text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - as a job's author wrote it
             raise UserError(f"{owner}: the text of a Query is of type {type(self.text).__name__}, not str")
         try:
-            return _parse(self.text)
+            return parse_query(self.text)
         except ValueError as exc:
             raise UserError(f"{owner}: {exc}") from exc
 
@@ -78,6 +74,8 @@ class Query:
 
 
 Place = tuple[int, int]  #: line and column, from 1
+Dialect = Literal["bigquery", "duckdb"]
+LANGUAGES: dict[Dialect, str] = {"bigquery": "GoogleSQL", "duckdb": "SQL of DuckDB"}
 TOO_DEEP = "it is nested too deeply: split it by WITH"
 WHOLE_TEXT: Place = (sys.maxsize, 0)  #: behind every place: what a text lacks is said last
 
@@ -87,23 +85,23 @@ def _place_in_words(place: Place) -> str:
 
 
 @lru_cache(maxsize=256)
-def _parse(text: str) -> exp.Query:
-    """Parse the text. Raises `ValueError`. The result must not be changed."""
+def parse_query(text: str, dialect: Dialect = "bigquery") -> exp.Query:
+    """Parse the text. Raises `ValueError` for anything but one query. The result must not be changed."""
     import sqlglot  # slow to import, and most jobs have no query
     from sqlglot import exp
     from sqlglot.errors import ParseError, SqlglotError
 
     logging.getLogger("sqlglot").setLevel(logging.ERROR)  # it warns of statements that are refused below
     try:
-        statements = [one for one in sqlglot.parse(text, read="bigquery") if one is not None]
+        statements = [one for one in sqlglot.parse(text, read=dialect) if one is not None]
     except ParseError as exc:
         first: dict[str, Any] = exc.errors[0] if exc.errors else {}
         if "line" not in first:
-            raise ValueError("it is not GoogleSQL that can be read") from exc
+            raise ValueError(f"it is not {LANGUAGES[dialect]} that can be read") from exc
         place = (first["line"], max(first["col"] - len(first["highlight"]) + 1, 1))
         raise ValueError(f"{_place_in_words(place)}it can't be read near {first['highlight']!r}") from exc
     except SqlglotError as exc:
-        raise ValueError("it is not GoogleSQL that can be read: a quotation mark may be missing") from exc
+        raise ValueError(f"it is not {LANGUAGES[dialect]} that can be read: a quotation mark may be missing") from exc
     except RecursionError as exc:
         raise ValueError(TOO_DEEP) from exc
     if not statements:
@@ -180,20 +178,21 @@ def _table_problems(table: Any, words: Collection[str], readable: str) -> Iterat
     place = _place_of(table)
     name = ".".join(part.name or part.sql(dialect="bigquery") for part in table.parts)
     is_plain = isinstance(table.this, exp.Identifier) and not table.db
-    if not is_plain or (name.lower() not in words and not _is_cte_in_scope(table, name)):
+    if not is_plain or (name.lower() not in words and find_cte(table, name) is None):
         yield place, f"it reads {name}: {readable}"
     if table.args.get("version"):
         yield place, f"it reads {name} as of another time: a rebuild must give the same rows"
 
 
-def _is_cte_in_scope(table: Any, name: str) -> bool:
-    """Whether a query around the table has a WITH of that name."""
+def find_cte(table: Any, name: str) -> exp.CTE | None:
+    """Return the part of that name of a WITH of a query around the table; None if there is none."""
     node = table
     while node := node.parent:
         clause = node.args.get("with_")
-        if clause is not None and any(cte.alias.lower() == name.lower() for cte in clause.expressions):
-            return True
-    return False
+        for cte in clause.expressions if clause is not None else ():
+            if cte.alias.lower() == name.lower():
+                return cte
+    return None
 
 
 def _impure_call(node: Any) -> str | None:
@@ -219,13 +218,13 @@ def _foreign_call(node: Any) -> str | None:
     return node.name if is_quoted else None
 
 
-def _arms(query: Any) -> list[Any]:
-    """The SELECTs whose rows the query returns: several of a UNION."""
+def arms_of(query: Any) -> list[Any]:
+    """Return the SELECTs whose rows the query returns: several of a UNION."""
     from sqlglot import exp
 
     if isinstance(query, exp.Subquery):
-        return _arms(query.this)
-    return [*_arms(query.left), *_arms(query.right)] if isinstance(query, exp.SetOperation) else [query]
+        return arms_of(query.this)
+    return [*arms_of(query.left), *arms_of(query.right)] if isinstance(query, exp.SetOperation) else [query]
 
 
 def _column_problems(
@@ -234,7 +233,7 @@ def _column_problems(
     """How the columns that the text returns differ from those that it must return."""
     from sqlglot import exp
 
-    arms = _arms(statement)
+    arms = arms_of(statement)
     for node in statement.find_all(exp.SetOperation):
         if node.args.get("by_name") or node.args.get("side") or node.args.get("kind"):
             yield _place_of(node), "it has a UNION BY NAME: name the columns of both SELECTs in the same order"
@@ -242,7 +241,7 @@ def _column_problems(
         place = _place_of(select)
         if select.args.get("kind"):
             yield place, f"it is a SELECT AS {select.args['kind']}: name each column"
-        if any(_is_star(column) for column in select.selects):
+        if any(is_star(column) for column in select.selects):
             yield place, "it returns *: name each column"
             return
         if len(select.selects) != len(arms[0].selects):
@@ -264,7 +263,8 @@ def _column_problems(
         yield WHOLE_TEXT, f"it does not return {', '.join(missing)}"
 
 
-def _is_star(column: Any) -> bool:
+def is_star(column: Any) -> bool:
+    """Whether the column of a SELECT stands for several: `*` or `name.*`."""
     from sqlglot import exp
 
     return isinstance(column, exp.Star) or (isinstance(column, exp.Column) and isinstance(column.this, exp.Star))

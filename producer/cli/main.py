@@ -32,6 +32,7 @@ COMMANDS = {
     "undo": ("runs.undo", "Restore the rows that a run replaced."),
     "history": ("runs.history", "Report coverage, fallbacks and durations over a period."),
     "jobs": ("tables.jobs", "List the installed jobs with their tables."),
+    "dbt": ("tables.dbt", "Show which models of a dbt project are jobs."),
     "tables": ("tables.tables", "Create the target tables of jobs."),
     "load": ("tables.load", "Load a CSV or Parquet file into a table."),
     "coverage": ("tables.coverage", "Compare published rows with the expectation."),

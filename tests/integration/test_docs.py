@@ -22,10 +22,11 @@ from tests.brokers import valkey
 from tests.builders import new_run
 from tests.documents import ROOT, commands_of, run_document
 from tests.emulator import Emulator
-from tests.lab import Lab, players
+from tests.lab import PACKAGES, Lab, players
 from tests.shop import document_block, readme_block, write_shop_tables
 
 DOCS = ROOT / "docs"
+DBT_PROJECT = PACKAGES / "dbt_jobs" / "shop"
 LEVELS = {"exception": "error"} | {name: name for name in ("debug", "info", "warning", "error", "critical")}
 
 
@@ -46,11 +47,18 @@ def shop(tmp_path: Path) -> Path:
     (folder / "shop").mkdir(parents=True)
     (folder / "shop" / "shop_jobs.py").write_text(readme_block("job", "python"))
     (folder / "shop" / "shop_sql.py").write_text(document_block("docs/jobs.md", "sql job", "python"))
+    package = folder / "shop" / "shop_dbt"
+    package.mkdir()
+    (package / "__init__.py").write_text(document_block("docs/jobs.md", "dbt jobs", "python"))
+    shutil.copytree(DBT_PROJECT, folder / "dbt")
+    shutil.copy(DBT_PROJECT / "target" / "manifest.json", package)
+    entry_points = (document_block("docs/jobs.md", f"{kind} entry point", "toml") for kind in ("sql", "dbt"))
     (folder / "shop" / "pyproject.toml").write_text(
         '[project]\nname = "shop-jobs"\nversion = "1.0"\n\n[tool.setuptools]\n'
-        'py-modules = ["shop_jobs", "shop_sql"]\n\n'
+        'py-modules = ["shop_jobs", "shop_sql"]\npackages = ["shop_dbt"]\n\n'
+        + document_block("docs/jobs.md", "dbt package data", "toml")
         + readme_block("entry point", "toml")
-        + document_block("docs/jobs.md", "sql entry point", "toml").splitlines()[-1]
+        + "\n".join(block.splitlines()[-1] for block in entry_points)
     )
     write_shop_tables(folder)
     return folder
@@ -58,6 +66,15 @@ def shop(tmp_path: Path) -> Path:
 
 def test_the_job_authors_guide(shop: Path) -> None:
     check_document("jobs.md", shop)
+
+
+@pytest.mark.parametrize(
+    ("marker", "language", "file"),
+    [("dbt model", "sql", "daily_revenue.sql"), ("dbt yaml", "yaml", "daily_revenue.yml")],
+)
+def test_the_guide_shows_the_dbt_model_that_is_tested(marker: str, language: str, file: str) -> None:
+    shown = document_block("docs/jobs.md", marker, language)
+    assert shown == (DBT_PROJECT / "models" / file).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,1 @@
+"""Models of dbt projects as jobs."""
