@@ -9,6 +9,7 @@ from datetime import date, datetime, timedelta
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.tables import TableName, validate_identifier
 
+TABLE_SCHEME = "table:"  #: begins the location of rows that are staged in a table
 BACKUP_ID = re.compile(r"[0-9a-z]+(?:-[0-9a-z]+)*")  #: of the operation that made it
 OWN_DATASET = "backfill"  #: of the tool's own tables, unless the URL of the warehouse names another
 EXPIRY_CONFIRMATION = timedelta(days=1)  #: between finding that kept rows have expired and removing them
@@ -28,13 +29,24 @@ class WarehouseLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class StagedFile:
-    """One date's rows as a file that waits for the gate."""
+    """One date's rows that wait for the gate: a file, or the rows of the date in a staging table of the warehouse."""
 
     day: date
     attempt: int
-    location: str  #: a path shared by all workers, or a URL such as gs://bucket/prefix/...
-    checksum: str  #: SHA-256 of the file's bytes, in hex
+    location: str  #: a path shared by all workers, a URL such as gs://bucket/prefix/..., or table:DATASET.TABLE
+    checksum: str  #: SHA-256 of the file's bytes, in hex; of rows in a table, their content as the warehouse counts it
     rows: int
+
+    @property
+    def table(self) -> TableName | None:
+        """The staging table that holds the rows; None if a file does."""
+        name = self.location.removeprefix(TABLE_SCHEME)
+        return None if name == self.location else TableName.parse(name)
+
+
+def table_location(table: TableName) -> str:
+    """Return the location of rows that are staged in the table."""
+    return f"{TABLE_SCHEME}{table}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, LiteralString, Protocol, TypeVar
 
 from gated_backfill.common.errors import SchemaMismatch, TableNotFound
@@ -207,7 +207,7 @@ class EntityScan:
 
 @dataclass(frozen=True, kw_only=True)
 class StagedScan:
-    """The rows of staged files, as one table of a query."""
+    """Staged rows, as one table of a query."""
 
     files: tuple[StagedFile, ...]
     columns: Mapping[str, str] | None = None
@@ -238,8 +238,56 @@ class EntityCounts:
 ABSENT = "absent"  #: the fingerprint of a partition that does not exist
 
 
+@dataclass(frozen=True, kw_only=True)
+class StagedDay:
+    """The rows of one day in a staging table, as the warehouse counts them."""
+
+    content: str  #: changes exactly when the rows do
+    rows: int
+    keys: int  #: distinct values of the target's key
+
+
+class QueryStaging(Protocol):
+    """Staging of a query's rows in a table of the warehouse, so that none of them reaches this process."""
+
+    def stage_query(
+        self,
+        sql: LiteralString,
+        *,
+        scans: Mapping[str, Scan | StagedScan],
+        params: Mapping[str, Any],
+        columns: ColumnTypes,
+        date_column: str,
+        key: Sequence[str],
+        name: Sequence[str],
+    ) -> tuple[TableName, dict[date | None, StagedDay]]:
+        """Run one query as `Warehouse.query` does, into a staging table with these columns; count its rows by day.
+
+        Rows without a date are those of None. The table is made anew, whole or not at all. `name` identifies the
+        staging: repeated, also by another process, it waits for the first one's job.
+        Raises like `query`, and `SchemaMismatch` for a value that its column's type would change.
+        """
+        ...
+
+    def read_staged_contents(self, staged: Sequence[StagedFile], columns: ColumnTypes) -> dict[date, str]:
+        """Return the content of the rows in staging tables, without days that have none, or whose table has expired.
+
+        Raises `SchemaMismatch` for a table with other columns, and like `query`.
+        """
+        ...
+
+    def keep_staged(self, staged: StagedFile, period: timedelta) -> None:
+        """Let the staging table expire after the period, or later. Do nothing if it has expired already."""
+        ...
+
+
 class Warehouse(Backups, Protocol):
     """Tables with one partition per date."""
+
+    @property
+    def query_staging(self) -> QueryStaging | None:
+        """The staging of rows in the warehouse; None where they are read, and staged as files."""
+        ...
 
     @property
     def max_dates_per_publication(self) -> int | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from gated_backfill.common.model.scheduling.limits import RateLimit
-from gated_backfill.common.warehouse.protocol import Warehouse
+from gated_backfill.common.warehouse.protocol import QueryStaging, Warehouse
 
 #: The tokens of each call, about its number of jobs in BigQuery. A publication reads the target, loads staged rows,
 #: replaces partitions, and reads again.
@@ -41,12 +41,15 @@ TOKENS_BY_CALL: Mapping[str, int] = {
     "deleted_at": 1,
     "restored_days": 1,
     "restore_backup": 2,
+    "stage_query": 2,
+    "read_staged_contents": 1,
 }
 #: Calls that run no job, and attributes: cached descriptions of tables, creating and dropping tables.
 CALLS_WITHOUT_TOKENS = frozenset(
     {
         "max_dates_per_publication",
         "max_rows_per_count",
+        "query_staging",
         "describe",
         "quick_fingerprints",
         "create_table",
@@ -60,6 +63,7 @@ CALLS_WITHOUT_TOKENS = frozenset(
         "list_backup_ids",
         "find_backup",
         "drop_backup",
+        "keep_staged",
     }
 )
 
@@ -84,7 +88,7 @@ def limit_rate(warehouse: Warehouse, rate: RateLimit | None, *, broker: str | No
 class _RateLimited:
     """Acquires tokens, then forwards the call."""
 
-    def __init__(self, warehouse: Warehouse, acquire: Callable[[], None]) -> None:
+    def __init__(self, warehouse: Warehouse | QueryStaging, acquire: Callable[[], None]) -> None:
         self._warehouse = warehouse
         self._acquire = acquire
 
@@ -93,6 +97,8 @@ class _RateLimited:
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._warehouse, name)
+        if name == "query_staging":
+            return None if call is None else _RateLimited(call, self._acquire)
         tokens = TOKENS_BY_CALL.get(name, 0)
         if not tokens:
             return call

@@ -15,6 +15,7 @@ from gated_backfill.common.ledger import Run, RunProgress
 from gated_backfill.common.model.coverage import INCOMPLETE_EXPECTATION
 from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.model.job import Job
+from gated_backfill.common.model.query import Query
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
@@ -160,8 +161,18 @@ def _run_options(launch: Launch, plan: Plan, job: Job, context: CommandContext) 
         calendar=plan.has_calendar,
         max_in_flight=launch.max_in_flight or context.settings.max_in_flight,
         job_max_in_flight=context.settings.max_in_flight_per_job,
-        dates_per_task=launch.dates_per_task,
+        dates_per_task=_dates_per_task(launch, job, context),
     )
+
+
+def _dates_per_task(launch: Launch, job: Job, context: CommandContext) -> int | None:
+    """The dates of a task; None for about a second of work.
+
+    Where the warehouse stages the rows of a query itself, one statement builds all dates of a window.
+    """
+    if launch.dates_per_task is None and isinstance(job.process, Query) and context.warehouse.query_staging is not None:
+        return launch.window
+    return launch.dates_per_task
 
 
 def _check_folders(job: Job, context: CommandContext) -> None:

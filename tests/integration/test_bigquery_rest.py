@@ -151,7 +151,9 @@ def test_no_value_is_written_into_a_statement(double: RestDouble, staging: Stagi
     of_all_kinds(opened(double), double, staging)
     text = "\n".join(double.statements())
     literals = set(re.findall(r"'([^']*)'", text))
-    facts = {f"$.{name}" for name in ("day", "before", "published", "copy", "checksum", "attempt", "row_count")}
+    facts = {
+        f"$.{name}" for name in ("day", "before", "published", "copy", "checksum", "attempt", "row_count", "staged")
+    }
     assert literals == {"absent", ".", "the lease was taken over"} | facts
     assert '"' not in text
     assert set(re.findall(r"\b\d{2,}\b", text)) == {"1000000007"}

@@ -11,7 +11,7 @@ from google.api_core.exceptions import BadRequest, GoogleAPICallError
 from google.cloud import bigquery
 
 from gated_backfill.common.errors import LeaseTakenOver, QueryFailed, WarehouseUnavailable
-from gated_backfill.common.model.publication import WarehouseLimits
+from gated_backfill.common.model.publication import StagedFile, WarehouseLimits, table_location
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.bigquery.address import BigQueryAddress
@@ -202,3 +202,36 @@ def test_a_date_that_was_written_meanwhile_is_left_alone(
     real_warehouse.load(table, "day", rows_of(FEB_23, players=4))
     assert publish(real_warehouse, table, file, since={FEB_23: ABSENT}).conflicting == {FEB_23}
     assert counts(real_warehouse, table) == {FEB_23: 4}
+
+
+def test_the_rows_of_a_query_are_staged_counted_and_published_in_the_warehouse(
+    real_warehouse: BigQueryWarehouse, table: TableName
+) -> None:
+    real_warehouse.load(table, "day", rows_of(FEB_23, FEB_24, players=5))
+    columns = real_warehouse.describe(table).columns
+    query_staging = real_warehouse.query_staging
+    source = Scan(table=table, date_column="day", dates=(span(FEB_23, FEB_24),))
+    text = f"SELECT {', '.join(columns)} FROM rows WHERE day IN UNNEST(@days)"
+    staging_table, days = query_staging.stage_query(
+        text,
+        scans={"rows": source},
+        params={"days": [FEB_23, FEB_24]},
+        columns=columns,
+        date_column="day",
+        key=("player",),
+        name=[uuid4().hex],
+    )
+    files = [
+        StagedFile(
+            day=day, attempt=1, location=table_location(staging_table), checksum=counted.content, rows=counted.rows
+        )
+        for day, counted in days.items()
+    ]
+    assert {day: (counted.rows, counted.keys) for day, counted in days.items()} == dict.fromkeys(
+        (FEB_23, FEB_24), (5, 5)
+    )
+    assert query_staging.read_staged_contents(files, columns) == {file.day: file.checksum for file in files}
+    assert real_warehouse._tables.get(staging_table).expires is not None
+    copied = TableName(table.dataset, f"copied_{uuid4().hex[:8]}")
+    assert publish(real_warehouse, copied, *files).published == {FEB_23, FEB_24}
+    assert counts(real_warehouse, copied) == {FEB_23: 5, FEB_24: 5}

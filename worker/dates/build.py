@@ -34,14 +34,15 @@ from gated_backfill.common.warehouse.input_fingerprints import (
     quick_fingerprints,
 )
 from gated_backfill.common.warehouse.prerequisites import measure_prerequisites
-from gated_backfill.common.warehouse.protocol import ABSENT, Warehouse
+from gated_backfill.common.warehouse.protocol import ABSENT, QueryStaging, Warehouse
 from gated_backfill.common.warehouse.table_checks import target_types
 from gated_backfill.worker.dates.frames import frame_entities
-from gated_backfill.worker.dates.separation import check_dates_not_mixed, check_separation
+from gated_backfill.worker.dates.separation import check_dates_not_mixed, check_dates_returned, check_separation
 from gated_backfill.worker.dates.sources import (
     SourceCheck,
     check_sources,
     chosen_columns,
+    entities_counted,
     group_by_source,
     log_checks,
     read_batches,
@@ -175,7 +176,7 @@ def _query_by_date(
     for group in statement_groups(job, checks, days):
         tables: Iterable[pa.Table] = query_rows(job, process, checks, group, warehouse)
         if len(group) > 1:
-            tables = check_separation(job, _entities_counted(checks, group), tables)
+            tables = check_separation(job, entities_counted(checks, group), tables)
         found: set[date] = set()
         for day, parts in groupby(_dated_parts(job, tables, group), key=itemgetter(0)):
             found.add(day)
@@ -188,7 +189,7 @@ def _query_by_date(
 def _dated_parts(job: Job, tables: Iterable[pa.Table], days: Sequence[date]) -> Generator[tuple[date, pa.Table]]:
     """The parts of the tables by date. Raises `ProcessFailed` for rows of other dates."""
     for rows in tables:
-        _check_days(job, rows, days)
+        check_dates_returned(rows[job.target.date_column].unique().to_pylist(), days)
         for day, part in split_by_day(rows, job.target.date_column, days).items():
             if part.num_rows:
                 yield day, part
@@ -196,17 +197,6 @@ def _dated_parts(job: Job, tables: Iterable[pa.Table], days: Sequence[date]) -> 
 
 def _no_rows(job: Job) -> pa.Table:
     return arrow_schema(target_types(job)).empty_table()
-
-
-def _entities_counted(checks: Mapping[date, SourceCheck], days: Sequence[date]) -> pa.Table:
-    """The entities that the source check of these dates found in their source: none of their rows is read."""
-    pairs = [(day, name) for day in days for name in (*checks[day].covered_entities, *checks[day].unexpected)]
-    return pa.table(
-        {
-            "day": pa.array([day for day, _ in pairs], pa.date32()),
-            "entity": pa.array([name for _, name in pairs], pa.string()),
-        }
-    )
 
 
 def _convert(job: Job, result: object, days: tuple[date, ...]) -> pa.Table:
@@ -220,16 +210,8 @@ def _convert(job: Job, result: object, days: tuple[date, ...]) -> pa.Table:
 
 def _ordered(job: Job, rows: pa.Table, days: Sequence[date]) -> pa.Table:
     """The rows in the order of date and key. Raises `ProcessFailed` for rows of other dates."""
-    _check_days(job, rows, days)
+    check_dates_returned(rows[job.target.date_column].unique().to_pylist(), days)
     return rows.sort_by([(name, "ascending") for name in job.target.row_order])
-
-
-def _check_days(job: Job, rows: pa.Table, days: Sequence[date]) -> None:
-    other_dates = set(rows[job.target.date_column].unique().to_pylist()) - set(days)
-    if other_dates:
-        raise ProcessFailed(
-            f"process returned rows of other dates: {sorted(map(str, other_dates))[:3]}", day=_only(days)
-        )
 
 
 def _only(days: Sequence[date]) -> date | None:
@@ -250,7 +232,9 @@ def split_by_day(ordered: pa.Table, date_column: str, days: Sequence[date]) -> d
 
 
 def _stage(job: Job, checks: Mapping[date, SourceCheck], claimed: Sequence[DateRow], deps: Deps) -> list[StagedFile]:
-    """Compute the rows of the dates and stage them; those of a SQL job are in memory in parts only."""
+    """Compute the rows of the dates and stage them: those of a SQL job in the warehouse, or in memory in parts only."""
+    if isinstance(job.process, Query) and (query_staging := deps.warehouse.query_staging) is not None:
+        return _stage_in_warehouse(job, job.process, checks, claimed, deps.warehouse, query_staging)
     row_of = {row.day: row for row in claimed}
     staged: list[StagedFile] = []
     try:
@@ -271,6 +255,28 @@ def _stage(job: Job, checks: Mapping[date, SourceCheck], claimed: Sequence[DateR
                 deps.staging.delete_attempt(row.run_id, row.day, row.attempt)
         raise
     return staged
+
+
+def _stage_in_warehouse(
+    job: Job,
+    process: Query,
+    checks: Mapping[date, SourceCheck],
+    claimed: Sequence[DateRow],
+    warehouse: Warehouse,
+    query_staging: QueryStaging,
+) -> list[StagedFile]:
+    """Run one statement for all dates with the same sources. Tables that no gate will use expire."""
+    from gated_backfill.worker.dates.queries import stage_in_warehouse, statement_groups  # sqlglot is slow to import
+
+    row_of = {row.day: row for row in claimed}
+    return [
+        staged
+        for days in group_by_source(checks)
+        for group in statement_groups(job, checks, days)
+        for staged in stage_in_warehouse(
+            job, process, checks, {day: row_of[day] for day in group}, warehouse, query_staging
+        )
+    ]
 
 
 def _staged_date(

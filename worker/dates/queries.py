@@ -12,18 +12,29 @@ import sqlglot
 from sqlglot import exp
 
 from gated_backfill.common.errors import SchemaMismatch
+from gated_backfill.common.ledger import DateRow
 from gated_backfill.common.model.arrow.exact_casts import cast_exactly
 from gated_backfill.common.model.arrow.types import arrow_schema
 from gated_backfill.common.model.job import SOURCE_COLUMN, Input, Job, Source
+from gated_backfill.common.model.publication import StagedFile, table_location
 from gated_backfill.common.model.query import HISTORY, ROWS, Query
 from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableName
 from gated_backfill.common.warehouse.bigquery.entity_counts import entity_text
-from gated_backfill.common.warehouse.protocol import Scan, StagedScan, Warehouse
+from gated_backfill.common.warehouse.protocol import ABSENT, QueryStaging, Scan, StagedDay, StagedScan, Warehouse
+from gated_backfill.common.warehouse.staged_entities import read_staged_entities
 from gated_backfill.common.warehouse.table_checks import target_types
-from gated_backfill.worker.dates.sources import SourceCheck, columns_to_read, date_and_entity_types, scan_of
+from gated_backfill.worker.dates.separation import DatesMixed, check_dates_returned, check_entities
+from gated_backfill.worker.dates.sources import (
+    SourceCheck,
+    columns_to_read,
+    date_and_entity_types,
+    entities_counted,
+    scan_of,
+)
 
 # Names that no table or parameter of a job's text has: those of inputs begin with a letter.
 CHOSEN, FILL = "_chosen", "_fill"  #: the scans of the chosen source, and of the one that it is filled from
+NO_ROWS = StagedDay(content=ABSENT, rows=0, keys=0)  #: of a date in a staging table
 MISSING = "_missing"  #: the parameter with the days and entities that are filled in
 
 
@@ -48,6 +59,46 @@ def query_rows(
     text, scans, params = _statement(job, process, checks, days, warehouse)
     for rows in warehouse.query_in_order(text, scans=scans, params=params, order=job.target.row_order):
         yield _typed(job, rows, days)
+
+
+def stage_in_warehouse(
+    job: Job,
+    process: Query,
+    checks: Mapping[date, SourceCheck],
+    claimed: Mapping[date, DateRow],
+    warehouse: Warehouse,
+    query_staging: QueryStaging,
+) -> list[StagedFile]:
+    """Run the statement of the claimed dates into a staging table; none of its rows is read.
+
+    Raises like `query_rows`, `ProcessFailed` for rows of other dates, and `DatesMixed` like `check_separation`.
+    """
+    days = tuple(claimed)
+    text, scans, params = _statement(job, process, checks, days, warehouse)
+    attempts = [f"{row.run_id} {row.day} {row.attempt}" for row in claimed.values()]
+    table, staged_days = query_staging.stage_query(
+        text,
+        scans=scans,
+        params=params,
+        columns=target_types(job),
+        date_column=job.target.date_column,
+        key=job.target.key,
+        name=[job.name, job.version, *attempts],
+    )
+    check_dates_returned(staged_days, days)
+    staged: list[StagedFile] = []
+    for day, row in claimed.items():
+        rows = staged_days.get(day, NO_ROWS)
+        location = table_location(table)
+        staged.append(
+            StagedFile(day=day, attempt=row.attempt, location=location, checksum=rows.content, rows=rows.rows)
+        )
+    if len(days) > 1:
+        if any(rows.keys < rows.rows for rows in staged_days.values()):
+            raise DatesMixed("some rows have the same key")
+        entities = read_staged_entities(warehouse, job, staged)
+        check_entities(entities.select(["day", "entity"]), entities_counted(checks, days))
+    return staged
 
 
 def _sources(job: Job, checks: Mapping[date, SourceCheck], days: Sequence[date]) -> list[Source]:

@@ -28,6 +28,13 @@ class DatesMixed(ProcessFailed):
     """A row may carry the wrong one of the dates that were processed together."""
 
 
+def check_dates_returned(returned: Iterable[date | None], days: Collection[date]) -> None:
+    """Raise `ProcessFailed` if rows have other dates than these, or none."""
+    if other_dates := sorted(map(str, set(returned) - set(days))):
+        day = next(iter(days)) if len(days) == 1 else None
+        raise ProcessFailed(f"process returned rows of other dates: {other_dates[:3]}", day=day)
+
+
 def check_dates_not_mixed(job: Job, entities_read: pa.Table, rows: pa.Table) -> None:
     """Raise `DatesMixed` if a row seems to belong to another date.
 
@@ -54,14 +61,19 @@ def check_separation(job: Job, entities_read: pa.Table, tables: Iterable[pa.Tabl
         entities.append(_distinct(day_entity_rows(rows, columns).drop_null()))
         yield rows
     if entities:
-        _check_entities(_distinct(pa.concat_tables(entities)), entities_read.drop_null())
+        check_entities(_distinct(pa.concat_tables(entities)), entities_read)
 
 
 def _distinct(entities: pa.Table) -> pa.Table:
     return entities.group_by(["day", "entity"], use_threads=False).aggregate([])
 
 
-def _check_entities(entities: pa.Table, entities_read: pa.Table) -> None:
+def check_entities(entities: pa.Table, entities_read: pa.Table) -> None:
+    """Raise `DatesMixed` for a date without rows, and for an entity that was read for other dates only.
+
+    Both tables have the columns `day` and `entity`; `entities` has no row twice, and no nulls.
+    """
+    entities_read = entities_read.drop_null()
     empty_dates = set(entities_read["day"].unique().to_pylist()) - set(entities["day"].unique().to_pylist())
     if empty_dates:
         raise DatesMixed(f"no rows for {', '.join(sorted(map(str, empty_dates)))}")

@@ -148,6 +148,17 @@ def group_by_source(checks: Mapping[date, SourceCheck]) -> list[tuple[date, ...]
     return [tuple(days) for days in groups.values()]
 
 
+def entities_counted(checks: Mapping[date, SourceCheck], days: Sequence[date]) -> pa.Table:
+    """The entities that the source check of these dates found in their source: none of their rows is read."""
+    pairs = [(day, name) for day in days for name in (*checks[day].covered_entities, *checks[day].unexpected)]
+    return pa.table(
+        {
+            "day": pa.array([day for day, _ in pairs], pa.date32()),
+            "entity": pa.array([name for _, name in pairs], pa.string()),
+        }
+    )
+
+
 def chosen_columns(job: Job, check: SourceCheck) -> EntityColumns:
     """The date and entity columns in the rows that `read_batches` returns."""
     return _date_and_entity(job, job.source(check.choice.source))

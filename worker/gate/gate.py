@@ -186,7 +186,9 @@ def _judge_intact(
     """Judge the dates whose staged file is there and unchanged; return their verdicts, and the other dates."""
     run, staging = window.run, window.deps.staging
     for _ in range(len(staged) + 1):
-        contents, missing_files = read_staged_contents(staged.values(), window.job, staging)
+        contents, missing_files = read_staged_contents(
+            staged.values(), window.job, staging, window.deps.warehouse.query_staging
+        )
         if missing_files:
             confirm_staging(run, staging)  # they may only be missing here
         try:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import date
+from datetime import date, timedelta
 
 import structlog
 
 from gated_backfill.common.ledger import DateRow, DateState
 from gated_backfill.common.ledger.rows import NOT_COMPARED
-from gated_backfill.common.model.publication import PublishResult
+from gated_backfill.common.model.publication import PublishResult, StagedFile
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.worker.gate.verdicts import JudgedDates
 from gated_backfill.worker.gate.window import LeasedWindow
@@ -50,9 +50,18 @@ def quarantine_blocked(window: LeasedWindow, judged: JudgedDates, staged: Mappin
     """Move the staged rows of dates that did not pass into quarantine, and record the dates as blocked."""
     for day in judged.days(passing=False):
         window.renew_lease()
-        path = window.deps.staging.quarantine(window.run.id, staged[day].staged_file())
+        path = _quarantine(window, staged[day].staged_file())
         window.move(staged[day], DateState.BLOCKED, staged_path=path)
         log.warning("date_blocked", day=day.isoformat(), reason=judged.verdicts[day].reason, quarantined=path)
+
+
+def _quarantine(window: LeasedWindow, staged: StagedFile) -> str:
+    """Keep refused rows for inspection: a file in the quarantine, a staging table where it is, until it expires."""
+    query_staging = window.deps.warehouse.query_staging
+    if staged.table is None or query_staging is None:
+        return window.deps.staging.quarantine(window.run.id, staged)
+    query_staging.keep_staged(staged, timedelta(days=window.deps.settings.quarantine_days))
+    return staged.location
 
 
 def requeue_dates(window: LeasedWindow, rows: Sequence[DateRow], reason: str) -> list[date]:

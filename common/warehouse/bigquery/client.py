@@ -35,6 +35,7 @@ from gated_backfill.common.errors import (
 from gated_backfill.common.model.publication import WarehouseLimits
 from gated_backfill.common.warehouse.bigquery.address import BigQueryAddress
 from gated_backfill.common.warehouse.bigquery.credentials import open_credentials
+from gated_backfill.common.warehouse.bigquery.schema import type_of
 from gated_backfill.common.warehouse.bigquery.transactions import LEASE_TAKEN_OVER
 from gated_backfill.common.warehouse.labels import current_labels
 
@@ -80,6 +81,7 @@ NOT_FOUND = re.compile(r"not found: (dataset|table|project|job)\b", re.IGNORECAS
 UNREACHABLE = re.compile(r"host='([^']+)', port=(\d+)\).*?(\[Errno -?\d+\] [^'\")]+)", re.DOTALL)
 AUTH_ANSWER = re.compile(r'"message": *"([^"]{1,400})"')  #: of the service that gives tokens, in the error
 PERMISSION = re.compile(r"(?:bigquery|storage|iam)\.(?!googleapis)\w+\.\w+")
+READ_PERMISSIONS = "bigquery.jobs.create, bigquery.tables.getData"
 
 
 def is_retryable(exc: BaseException) -> bool:
@@ -234,13 +236,24 @@ class BigQueryConnection:
         result = job.result(retry=self._polling, timeout=self.limits.job_seconds, job_retry=None)
         return result.to_arrow(create_bqstorage_client=False)
 
+    def run_query(self, name: str, sql: str, params: Mapping[str, Any], *, has_effect: Callable[[], bool]) -> pa.Table:
+        """Run a script to its end as `run_script` does, and return the rows of its last statement."""
+        job = self._run_named_script(name, sql, params, has_effect)
+        return job.result(retry=self._polling, timeout=self.limits.job_seconds).to_arrow(create_bqstorage_client=False)
+
+    def result_types(self, sql: str, params: Mapping[str, Any]) -> dict[str, str]:
+        """Return the types of the columns that the query would return, without running it."""
+        return {field.name: type_of(field) for field in self._dry_run(sql, params).schema}
+
     def dry_run(self, sql: str, params: Mapping[str, Any]) -> int:
         """Return the bytes that the statement would read, without running it."""
+        return int(self._dry_run(sql, params).total_bytes_processed or 0)
+
+    def _dry_run(self, sql: str, params: Mapping[str, Any]) -> Any:
         config = self._config(params)
         config.dry_run = True
         config.use_query_cache = False
-        job = self.client.query(sql, config, retry=self.retry, timeout=REQUEST_SECONDS, job_retry=None)
-        return int(job.total_bytes_processed or 0)
+        return self.client.query(sql, config, retry=self.retry, timeout=REQUEST_SECONDS, job_retry=None)
 
     def run_script(
         self, name: str, sql: str, params: Mapping[str, Any], *, has_effect: Callable[[], bool] = lambda: True
@@ -249,7 +262,10 @@ class BigQueryConnection:
 
         A failed job, or an earlier one without its effect, is followed by a job with the next number.
         """
-        self._run_named_job(
+        self._run_named_script(name, sql, params, has_effect)
+
+    def _run_named_script(self, name: str, sql: str, params: Mapping[str, Any], has_effect: Callable[[], bool]) -> Any:
+        return self._run_named_job(
             name,
             lambda job_id: self.client.query(
                 sql, self._config(params), job_id=job_id, retry=self.retry, timeout=REQUEST_SECONDS, job_retry=None
@@ -287,7 +303,7 @@ class BigQueryConnection:
                 file, into, job_id=job_id, job_config=config, num_retries=UPLOAD_TRIES, timeout=REQUEST_SECONDS
             )
 
-    def _run_named_job(self, name: str, start: Callable[[str], Any], *, is_good: Callable[[], bool]) -> None:
+    def _run_named_job(self, name: str, start: Callable[[str], Any], *, is_good: Callable[[], bool]) -> Any:
         deadline = time.monotonic() + self.limits.retry_seconds
         for number in range(MAX_ATTEMPTS):
             job_id = f"{name}-{number}"
@@ -306,7 +322,7 @@ class BigQueryConnection:
                     raise
                 continue  # with the next attempt
             if not earlier or is_good():
-                return
+                return job
         raise WarehouseUnavailable(f"the job {name} failed {MAX_ATTEMPTS} times")
 
     def _wait_for(self, job: Any) -> None:

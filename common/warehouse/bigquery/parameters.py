@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from gated_backfill.common.errors import UserError
@@ -41,9 +41,22 @@ def requested_dates(days: Mapping[date, Mapping[str, Any]]) -> list[str]:
     return [json.dumps({"day": day.isoformat(), **facts}) for day, facts in days.items()]
 
 
+class PartitionedTable(NamedTuple):
+    """The quoted names of a table and of the column that it is partitioned by, None without partitions."""
+
+    name: QuotedSql
+    date: QuotedSql | None
+
+
 def publication_request(staged: StagedFile, before: str) -> dict[str, Any]:
     """Describe the file's publication: the fingerprint before it, and the rows that replace the partition."""
-    return {"before": before, "checksum": staged.checksum, "attempt": staged.attempt, "row_count": staged.rows}
+    return {
+        "before": before,
+        "staged": str(staged.rows) if staged.table is None else staged.checksum,
+        "checksum": staged.checksum,
+        "attempt": staged.attempt,
+        "row_count": staged.rows,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +102,24 @@ def scan_statement(name: str, scan: Scan, table: QuotedSql, kind: str) -> tuple[
     return fill_placeholders(sql_of.SCAN, columns=_selected(scan.columns), table=table, dates=condition), bound
 
 
-def full_table_statement(columns: Mapping[str, str] | None, table: QuotedSql) -> QuotedSql:
-    """Build the query of all rows of a bookkeeping table."""
-    return fill_placeholders(sql_of.ALL, columns=_selected(columns), table=table)
+def staged_rows_statement(
+    name: str, columns: Mapping[str, str] | None, tables: Mapping[PartitionedTable, Sequence[date] | None]
+) -> tuple[QuotedSql, dict[str, Any]]:
+    """Build the query of the rows in staging tables, and its parameters, whose names begin with the scan's.
+
+    Of a table with dates, only their rows are read.
+    """
+    selected, selects = _selected(columns), list[QuotedSql]()
+    bound: dict[str, Any] = {}
+    for number, (table, days) in enumerate(tables.items()):
+        if days is None or table.date is None:
+            selects.append(fill_placeholders(sql_of.ALL, columns=selected, table=table.name))
+            continue
+        parameter = f"{name}__days_{number}"
+        bound[parameter] = sorted(days)
+        condition = fill_placeholders(sql_of.ON_DAYS, column=table.date, days=sql_of.parameter(parameter))
+        selects.append(fill_placeholders(sql_of.SCAN, columns=selected, table=table.name, dates=condition))
+    return sql_of.join_sql(" UNION ALL ", selects), bound
 
 
 def date_filter(name: str, column: DateColumn, dates: Sequence[DateRange]) -> tuple[QuotedSql, dict[str, Any]]:

@@ -5,11 +5,11 @@ A repeated publication finds its record and changes nothing. Undo tables hold th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 
-from gated_backfill.common.errors import StagedFileLost
+from gated_backfill.common.errors import SchemaMismatch, StagedFileLost
 from gated_backfill.common.model.publication import Publication, PublishResult, StagedFile
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.bigquery import transactions as sql_of
@@ -23,7 +23,8 @@ from gated_backfill.common.warehouse.bigquery.parameters import (
 )
 from gated_backfill.common.warehouse.bigquery.publication_record import publication_lease, undo_lease
 from gated_backfill.common.warehouse.bigquery.schema import check_column_names
-from gated_backfill.common.warehouse.bigquery.staging_tables import WRITE_PERMISSIONS
+from gated_backfill.common.warehouse.bigquery.staging_tables import WRITE_PERMISSIONS, staged_days
+from gated_backfill.common.warehouse.bigquery.statements import in_parentheses
 from gated_backfill.common.warehouse.bigquery.undo import BigQueryUndo, new_copy
 from gated_backfill.common.warehouse.protocol import ABSENT, check_same_columns
 
@@ -48,10 +49,17 @@ class BigQueryPublications(BigQueryUndo):
         check_partition_limit(target, days)
         checksums = {staged.day: staged.checksum for staged in files}
         published = self._published_as_staged(target, date_column, checksums)
-        source, unreadable = self._stage_intact_files([staged for staged in files if staged.day not in published])
-        intact = [staged for staged in files if staged.day not in published | unreadable]
-        if source is not None:
-            self._replace_partitions(target, date_column, intact, source, fingerprints_when_staged, publication)
+        unreadable: frozenset[date] = frozenset()
+        replaced = False
+        for is_table in (False, True):  # a window has rows of one kind, unless its job was changed meanwhile
+            of_kind = [rows for rows in files if (rows.table is not None) is is_table and rows.day not in published]
+            source, lost = self._stage_intact_files(of_kind)
+            unreadable |= lost
+            if source:
+                intact = [rows for rows in of_kind if rows.day not in lost]
+                self._replace_partitions(target, date_column, intact, source, fingerprints_when_staged, publication)
+                replaced = True
+        if replaced:
             published = self._published_as_staged(target, date_column, checksums)
         elif files:
             self._record.renew_lease(publication_lease(publication), target)
@@ -72,22 +80,25 @@ class BigQueryPublications(BigQueryUndo):
         else:
             self._renew_lease(lease, target, date_column)
 
-    def _stage_intact_files(self, files: Sequence[StagedFile]) -> tuple[TableName | None, frozenset[date]]:
-        """Stage the intact files; return the table, None without such files, and the days of lost or damaged ones."""
-        unreadable: set[date] = set()
+    def _stage_intact_files(
+        self, files: Sequence[StagedFile]
+    ) -> tuple[Mapping[TableName, Sequence[date] | None], frozenset[date]]:
+        """Load the intact files; return the tables with the staged rows, and the days of lost or damaged ones."""
+        tables = staged_days(files)
+        unreadable = {day for table, days in tables.items() if self.describe(table) is None for day in days}
         while intact := [staged for staged in files if staged.day not in unreadable]:
             try:
-                return self._staged.load_files(intact), frozenset(unreadable)
+                return self._staged.find_tables(intact), frozenset(unreadable)
             except StagedFileLost as exc:
                 unreadable.add(exc.file_day)
-        return None, frozenset(unreadable)
+        return {}, frozenset(unreadable)
 
     def _replace_partitions(
         self,
         target: TableName,
         date_column: str,
         files: Sequence[StagedFile],
-        source: TableName,
+        source: Mapping[TableName, Sequence[date] | None],
         before: Mapping[date, str],
         publication: Publication,
     ) -> None:
@@ -96,16 +107,22 @@ class BigQueryPublications(BigQueryUndo):
         self._record.create()
         replaces = any(before[staged.day] != ABSENT for staged in files)
         undo_table = self._undo_table(publication.run, target)
+        staged_rows, staged_params = self._staged_rows("staged", {name: name for name in columns}, source)
         statement = sql_of.publish(
             self._tables.partitions(target, date_column, columns),
-            self._tables.quoted(source),
+            in_parentheses(staged_rows),
             self._record.quoted,
             self._prepare_undo_table(undo_table, target, date_column) if replaces else None,
+            compares_content=all(staged.table is not None for staged in files),
         )
         lease = publication_lease(publication)
         request = requested_dates({staged.day: publication_request(staged, before[staged.day]) for staged in files})
         params = date_parameters([staged.day for staged in files]) | lease.parameters(target)
-        params |= {"window_number": str(publication.window), "copy": f"{new_copy()}-", "wanted": request}
+        params |= staged_params | {
+            "window_number": str(publication.window),
+            "copy": f"{new_copy()}-",
+            "wanted": request,
+        }
 
         def has_effect() -> bool:
             if self._published_as_staged(target, date_column, {staged.day: staged.checksum for staged in files}):
@@ -124,9 +141,11 @@ class BigQueryPublications(BigQueryUndo):
         info = self.describe(target)
         return frozenset() if info is None else self._exactly_matching(target, date_column, checksums, info.columns)
 
-    def _shared_columns(self, target: TableName, date_column: str, source: TableName) -> list[str]:
-        """Return the columns of the target, created if missing. Raises `SchemaMismatch` if the source's differ."""
-        columns = dict(self._tables.require(source).columns)
+    def _shared_columns(self, target: TableName, date_column: str, sources: Collection[TableName]) -> list[str]:
+        """Return the columns of the target, created if missing. Raises `SchemaMismatch` if those of a source differ."""
+        columns, *others = [dict(self._tables.require(source).columns) for source in sources]
+        if any(other != columns for other in others):
+            raise SchemaMismatch("the staging tables have different columns", table=str(target))
         self._tables.create_partitioned(target, columns, date_column)
         # As they are now: values of a column that was added just now would be replaced without being kept.
         check_same_columns(self._tables.require(target), date_column, columns)

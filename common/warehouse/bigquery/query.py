@@ -10,14 +10,18 @@ from typing import Any, LiteralString
 import pyarrow as pa
 from sqlglot.errors import SqlglotError
 
-from gated_backfill.common.errors import QueryFailed, UserError
+from gated_backfill.common.errors import QueryFailed, StagedFileLost, UserError
 from gated_backfill.common.model.dates import consecutive_ranges, days_in, enclosing_range
 from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.publication import PublishedDate, WarehouseLimits
 from gated_backfill.common.model.tables import TableName, validate_identifier
 from gated_backfill.common.warehouse.bigquery import statements as sql_of
 from gated_backfill.common.warehouse.bigquery.address import BigQueryAddress
-from gated_backfill.common.warehouse.bigquery.client import BigQueryConnection, translate_bigquery_errors
+from gated_backfill.common.warehouse.bigquery.client import (
+    READ_PERMISSIONS,
+    BigQueryConnection,
+    translate_bigquery_errors,
+)
 from gated_backfill.common.warehouse.bigquery.entity_counts import (
     EntityTable,
     count_statement,
@@ -27,13 +31,15 @@ from gated_backfill.common.warehouse.bigquery.entity_counts import (
 )
 from gated_backfill.common.warehouse.bigquery.parameters import (
     DateColumn,
+    PartitionedTable,
     date_filter,
     date_parameters,
-    full_table_statement,
     requested_dates,
     scan_statement,
+    staged_rows_statement,
 )
 from gated_backfill.common.warehouse.bigquery.publication_record import PublicationRecord
+from gated_backfill.common.warehouse.bigquery.query_staging import BigQueryQueryStaging
 from gated_backfill.common.warehouse.bigquery.schema import check_column_names
 from gated_backfill.common.warehouse.bigquery.staging_tables import StagingTables
 from gated_backfill.common.warehouse.bigquery.statements import quoted_columns, with_scans
@@ -45,14 +51,13 @@ from gated_backfill.common.warehouse.protocol import (
     ColumnSet,
     EntityCounts,
     EntityScan,
+    QueryStaging,
     Scan,
     StagedScan,
     TableInfo,
     read_unless_absent,
 )
 from gated_backfill.common.warehouse.sql import parameter_names, table_names
-
-READ_PERMISSIONS = "bigquery.jobs.create, bigquery.tables.getData"
 
 
 class BigQueryQueries:
@@ -64,6 +69,7 @@ class BigQueryQueries:
         self._tables = BigQueryTables(self._jobs)
         self._staged = StagingTables(self._jobs, self._tables)
         self._record = PublicationRecord(self._jobs, self._tables)
+        self.query_staging: QueryStaging | None = BigQueryQueryStaging(self._jobs, self._tables, self._build_query)
 
     def describe(self, table: TableName) -> TableInfo | None:
         return self._tables.describe(table)
@@ -302,7 +308,8 @@ class BigQueryQueries:
         bound = {name: value for name, value in params.items() if name in used}
         for name, scan in scans.items():
             validate_identifier(name, "scan name")
-            statements[name], added = self._scan(name, scan) if isinstance(scan, Scan) else self._staged_scan(scan)
+            build = self._scan if isinstance(scan, Scan) else self._staged_scan
+            statements[name], added = build(name, scan)  # pyright: ignore[reportArgumentType]
             bound |= added
         return with_scans(sql, statements), bound
 
@@ -312,11 +319,25 @@ class BigQueryQueries:
         info.check_columns(scan.date_column, tuple((scan.columns or {}).values()), time_zone=scan.time_zone)
         return scan_statement(name, scan, self._tables.quoted(scan.table), info.columns[scan.date_column])
 
-    def _staged_scan(self, scan: StagedScan) -> tuple[sql_of.QuotedSql, dict[str, Any]]:
+    def _staged_scan(self, name: str, scan: StagedScan) -> tuple[sql_of.QuotedSql, dict[str, Any]]:
         if not scan.files:
-            raise QueryFailed("no staged file was given to the query")
+            raise QueryFailed("no staged rows were given to the query")
         check_column_names(*(scan.columns or {}), *(scan.columns or {}).values())
-        return full_table_statement(scan.columns, self._tables.quoted(self._staged.load_files(scan.files))), {}
+        return self._staged_rows(name, scan.columns, self._staged.find_tables(scan.files))
+
+    def _staged_rows(
+        self, name: str, columns: Mapping[str, str] | None, days_by_table: Mapping[TableName, Sequence[date] | None]
+    ) -> tuple[sql_of.QuotedSql, dict[str, Any]]:
+        tables: dict[PartitionedTable, Sequence[date] | None] = {}
+        for table, days in days_by_table.items():
+            date_column = None
+            if days is not None:
+                info = self._tables.describe(table)
+                if info is None or info.partitioned_by is None:
+                    raise StagedFileLost("the staging table has expired", day=days[0])
+                date_column = sql_of.quoted_column(info.partitioned_by)
+            tables[PartitionedTable(self._tables.quoted(table), date_column)] = days
+        return staged_rows_statement(name, columns, tables)
 
     def _rows(self, statement: str, params: Mapping[str, Any], tables: str) -> pa.Table:
         try:

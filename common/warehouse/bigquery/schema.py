@@ -14,7 +14,7 @@ STANDARD_TYPES = {"INTEGER": "INT64", "FLOAT": "FLOAT64", "BOOLEAN": "BOOL"}
 
 
 def table_info(table: TableName, remote: bigquery.Table) -> TableInfo:
-    columns = {field.name: _type_of(field) for field in remote.schema}
+    columns = {field.name: type_of(field) for field in remote.schema}
     partitioning = remote.time_partitioning
     expires = partitioning.expiration_ms if partitioning is not None else None
     return TableInfo(
@@ -25,7 +25,8 @@ def table_info(table: TableName, remote: bigquery.Table) -> TableInfo:
     )
 
 
-def _type_of(field: bigquery.SchemaField) -> str:
+def type_of(field: bigquery.SchemaField) -> str:
+    """Return the name of the column's type in GoogleSQL."""
     name = STANDARD_TYPES.get(field.field_type, field.field_type)
     return f"ARRAY<{name}>" if field.mode == "REPEATED" else name
 

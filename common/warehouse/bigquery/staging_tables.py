@@ -1,4 +1,4 @@
-"""Tables of staged rows: loaded once, used for recounting and publishing, and dropped by their expiration."""
+"""Tables of staged rows: filled once, used for recounting and publishing, and dropped by their expiration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,6 +35,16 @@ class StagingTables:
         self._jobs = jobs
         self._tables = tables
         self._loaded: OrderedDict[frozenset[str], tuple[TableName, float]] = OrderedDict()
+
+    def find_tables(self, staged: Sequence[StagedFile]) -> dict[TableName, tuple[date, ...] | None]:
+        """Return the tables with the staged rows, each with the dates to take from it; None for all that it holds.
+
+        Files are loaded first. Raises like `load_files`.
+        """
+        tables: dict[TableName, tuple[date, ...] | None] = dict(staged_days(staged))
+        if files := [rows for rows in staged if rows.table is None]:
+            tables[self.load_files(files)] = None
+        return tables
 
     def load_files(self, files: Sequence[StagedFile]) -> TableName:
         """Return a table with at least the rows of these files, loaded by one job. Raises `StagedFileLost`."""
@@ -88,6 +98,15 @@ class StagingTables:
             "loading staged rows", table=label, needs=f"{WRITE_PERMISSIONS}, {CREATE_PERMISSIONS}"
         ):
             self._jobs.load_parquet(name or job_name("load", table), definition, source, is_whole=is_whole)
+
+
+def staged_days(staged: Sequence[StagedFile]) -> dict[TableName, tuple[date, ...]]:
+    """Return the staging tables that queries have filled, each with the dates whose rows are staged there."""
+    days_by_table: dict[TableName, list[date]] = {}
+    for rows in staged:
+        if (table := rows.table) is not None:
+            days_by_table.setdefault(table, []).append(rows.day)
+    return {table: tuple(days) for table, days in days_by_table.items()}
 
 
 def _combine(files: Sequence[StagedFile], path: str) -> tuple[pa.Schema, int]:

@@ -59,6 +59,11 @@ def fill_placeholders(statement: LiteralString, **names: QuotedSql) -> QuotedSql
     return QuotedSql(PLACEHOLDER.sub(lambda match: names[match[1]], statement))
 
 
+def in_parentheses(query: QuotedSql) -> QuotedSql:
+    """Return the query as a table of another one."""
+    return QuotedSql(f"({query})")
+
+
 def join_sql(separator: LiteralString, parts: Iterable[QuotedSql]) -> QuotedSql:
     return QuotedSql(separator.join(parts))
 
@@ -80,6 +85,7 @@ RENAMED: LiteralString = "{own} AS {name}"
 BETWEEN: LiteralString = "{column} BETWEEN {start} AND {through}"
 HALF_OPEN: LiteralString = "({column} >= {start} AND {column} < {through})"
 AMONG: LiteralString = "{within} AND {day} IN UNNEST({days})"
+ON_DAYS: LiteralString = "{column} IN UNNEST({days})"
 DAY_OF_DATETIME: LiteralString = "DATE({column})"
 DAY_IN_ZONE: LiteralString = "DATE({column}, {zone})"
 TIME: LiteralString = "SELECT TIMESTAMP_ADD(CURRENT_TIMESTAMP(), INTERVAL @seconds SECOND) AS time"
@@ -117,6 +123,7 @@ WANTED: LiteralString = """
     SELECT
         CAST(JSON_VALUE(one, '$.day') AS DATE) AS day,
         JSON_VALUE(one, '$.before') AS before,
+        JSON_VALUE(one, '$.staged') AS staged,
         JSON_VALUE(one, '$.published') AS published,
         JSON_VALUE(one, '$.copy') AS copy,
         JSON_VALUE(one, '$.checksum') AS checksum,

@@ -63,6 +63,11 @@ class BigQueryTables:
             raise TableNotFound("no such table in the warehouse", table=str(table))
         return info
 
+    def describe_uncached(self, table: TableName) -> TableInfo | None:
+        """Describe the table as it is now; None when it does not exist."""
+        self._descriptions.pop(table, None)
+        return self.describe(table)
+
     def require_uncached(self, table: TableName) -> TableInfo:
         """Describe the table as it is now. Raises `TableNotFound` when it does not exist."""
         self._descriptions.pop(table, None)

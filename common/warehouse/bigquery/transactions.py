@@ -53,13 +53,17 @@ CHOOSE_ALL: LiteralString = """
     SET backfill_days = @days;
 """
 
-#: Choose the requested dates to publish: all rows are staged, and the target is unchanged since.
+#: The number of the staged rows of each date, as text: all that is known of rows that were loaded from files.
+STAGED_COUNTS: LiteralString = """
+    SELECT {date} AS day, CAST(COUNT(*) AS STRING) AS content FROM {source} GROUP BY {date}
+"""
+
+#: Choose the requested dates to publish: all rows are staged as requested, and the target is unchanged since.
 CHOOSE_UNCHANGED: LiteralString = """
     SET backfill_days = (
         SELECT ARRAY_AGG(w.day)
         FROM ({wanted}) AS w
-        JOIN (SELECT {date} AS day, COUNT(*) AS row_count FROM {source} GROUP BY {date}) AS s
-            ON s.day = w.day AND s.row_count = w.row_count
+        JOIN ({staged}) AS s ON s.day = w.day AND s.content = w.staged
         LEFT JOIN ({now}) AS n ON n.day = w.day
         WHERE IFNULL(n.content, 'absent') = w.before
     );
@@ -253,14 +257,19 @@ def kept_contents(undo: UndoTable) -> QuotedSql:
     )
 
 
-def publish(target: Partitions, source: QuotedSql, publications: QuotedSql, keep_in: UndoTable | None) -> QuotedSql:
+def publish(
+    target: Partitions, source: QuotedSql, publications: QuotedSql, keep_in: UndoTable | None, *, compares_content: bool
+) -> QuotedSql:
     """Build one transaction: keep the replaced rows, insert the source's rows, and record the publication.
 
-    Parameters: days, first, last, window_number, copy, wanted, and those of the lease.
+    `compares_content` says whether `staged` of a requested date is the content of its rows, or their number.
+    Parameters: days, first, last, window_number, copy, wanted, and those of the lease and of the source.
     """
     names = _names(target, source)
-    chosen = {"wanted": fill_placeholders(WANTED), "now": partition_contents(target)}
-    published = {"wanted": fill_placeholders(WANTED), "content": partition_contents(target._replace(table=source))}
+    content = partition_contents(target._replace(table=source))
+    staged = content if compares_content else fill_placeholders(STAGED_COUNTS, **names)
+    chosen = {"wanted": fill_placeholders(WANTED), "now": partition_contents(target), "staged": staged}
+    published = {"wanted": fill_placeholders(WANTED), "content": content}
     return transaction(
         check_lease(publications),
         fill_placeholders(CHOOSE_UNCHANGED, **names, **chosen),

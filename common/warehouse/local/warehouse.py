@@ -51,6 +51,7 @@ from gated_backfill.common.warehouse.protocol import (
     ColumnSet,
     EntityCounts,
     EntityScan,
+    QueryStaging,
     Scan,
     StagedScan,
     TableInfo,
@@ -80,6 +81,7 @@ class LocalWarehouse(LocalPublications):
     def __init__(self, root: Path, *, limits: WarehouseLimits | None = None) -> None:
         self.root = root
         self._limits = limits or WarehouseLimits()
+        self.query_staging: QueryStaging | None = None  #: DuckDB's rows are read, and staged as files
         self.max_rows_per_count: int | None = self._limits.query_memory_mb * COUNTED_ROWS_PER_MB
         self._parts = PartitionFiles(root)
         self._schemas = TableSchemas(self._parts)
