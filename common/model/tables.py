@@ -5,26 +5,43 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Context, Decimal
 from typing import Literal
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.field_checks import SHARE, check_fields
 
-ColumnType = Literal["STRING", "INT64", "FLOAT64", "BOOL", "DATE", "DATETIME", "TIMESTAMP"]
+ColumnType = Literal["STRING", "INT64", "FLOAT64", "NUMERIC", "BOOL", "BYTES", "DATE", "DATETIME", "TIMESTAMP"]
 ColumnTypes = Mapping[str, ColumnType]
 
 #: Pairs of types: some values of the first fit the second. The number 5.0 fits INT64, and 5.5 does not.
 FITTING_TYPES: frozenset[tuple[str, str]] = frozenset(
-    {("INT64", "FLOAT64"), ("FLOAT64", "INT64"), ("DATE", "DATETIME"), ("DATETIME", "DATE")}
+    {("INT64", "FLOAT64"), ("FLOAT64", "INT64"), ("INT64", "NUMERIC"), ("DATE", "DATETIME"), ("DATETIME", "DATE")}
 )
-BOUNDED_TYPES: tuple[ColumnType, ...] = ("INT64", "FLOAT64")  #: types of columns whose values may have bounds
+BOUNDED_TYPES: tuple[ColumnType, ...] = (
+    "INT64",
+    "FLOAT64",
+    "NUMERIC",
+)  #: types of columns whose values may have bounds
 MIN_INT64, MAX_INT64 = -(2**63), 2**63 - 1
 NULL_TYPE = "null"  #: of a column that has only nulls in every file, which therefore do not say its type
+
+NUMERIC_WHOLE_DIGITS = 29  #: of a NUMERIC, before the point
+NUMERIC_DIGITS = 9  #: of a NUMERIC, behind the point
 
 DEFAULT_DATE_COLUMN = "game_date"  #: for tables named without one
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 PROJECT_ID = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")
 MAX_NAME_LENGTH = 256  #: of a table's whole name, as the ledger stores it
+
+
+def is_numeric(number: Decimal) -> bool:
+    """Whether a NUMERIC holds the number exactly."""
+    if not number.is_finite():
+        return False
+    _, digits, exponent = number.normalize(Context(prec=max(len(number.as_tuple().digits), 1))).as_tuple()
+    assert isinstance(exponent, int), "of a finite number"
+    return not any(digits) or (exponent >= -NUMERIC_DIGITS and len(digits) + exponent <= NUMERIC_WHOLE_DIGITS)
 
 
 def validate_identifier(name: str, what: str) -> str:
@@ -126,11 +143,16 @@ class Column:
                 continue
             if self.type not in BOUNDED_TYPES:
                 raise UserError(
-                    f"a Column: {name} is {bound}, but only {' and '.join(BOUNDED_TYPES)} may have bounds, "
-                    f"not {self.type}"
+                    f"a Column: {name} is {bound}, but only {', '.join(BOUNDED_TYPES[:-1])} and {BOUNDED_TYPES[-1]} "
+                    f"may have bounds, not {self.type}"
                 )
             if isinstance(bound, int) and not MIN_INT64 <= bound <= MAX_INT64:
                 raise UserError(f"a Column: {name} is {bound}: it must be a number of at most 64 bits")
+            if self.type == "NUMERIC" and not is_numeric(Decimal(str(bound))):
+                raise UserError(
+                    f"a Column: {name} is {bound}: it must be a number of at most {NUMERIC_WHOLE_DIGITS} digits before "
+                    f"the point and {NUMERIC_DIGITS} behind it"
+                )
         if self.ge is not None and self.le is not None and self.ge > self.le:
             raise UserError(f"a Column: ge is {self.ge}, above le, which is {self.le}: no value is allowed")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from decimal import Decimal
 from typing import Any, LiteralString
 
 from gated_backfill.common.errors import UserError
@@ -17,6 +18,12 @@ from gated_backfill.common.model.output_schema import ColumnCounts, find_schema_
 from gated_backfill.common.model.tables import Column
 from gated_backfill.common.warehouse.protocol import Scan, StagedScan, Warehouse
 
+#: By type of a column with bounds: makes the bound as a parameter of that type.
+BOUND_TYPES: Mapping[str, Callable[[float], float | Decimal]] = {
+    "INT64": lambda bound: bound,
+    "FLOAT64": float,
+    "NUMERIC": lambda bound: Decimal(str(bound)),
+}
 DIGITS: tuple[LiteralString, ...] = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 #: Names of columns in the query, which contains literals only: as many as a table of BigQuery may have columns.
 ALIASES: tuple[LiteralString, ...] = tuple(
@@ -88,14 +95,14 @@ def count_by_rules(
     return {row["day"]: _row_counts(job, counted, row) for row in result.to_pylist()}
 
 
-def _bounds(counted: Sequence[CountedColumn]) -> dict[str, float]:
+def _bounds(counted: Sequence[CountedColumn]) -> dict[str, float | Decimal]:
     """The parameters of the query."""
-    bounds: dict[str, float] = {}
+    bounds: dict[str, float | Decimal] = {}
     for counted_column in counted:
         column, alias = counted_column.column, counted_column.alias
         for name, bound in (("lower", lower_bound(column)), ("upper", upper_bound(column))):
             if counted_column.has_rules and bound is not None:
-                bounds[f"{name}_{alias}"] = float(bound.limit) if column.type == "FLOAT64" else bound.limit
+                bounds[f"{name}_{alias}"] = BOUND_TYPES[column.type](bound.limit)
     return bounds
 
 

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field, replace
 from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.entities import ENTITY_TYPES, SUM_TYPES, EntityColumns
 from gated_backfill.common.model.job import Job
+from gated_backfill.common.model.query import Query
 from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableName
 from gated_backfill.common.warehouse.coverage_queries import expectation_columns, season_filter_value, source_columns
 from gated_backfill.common.warehouse.input_fingerprints import source_role
 from gated_backfill.common.warehouse.protocol import TableInfo, Warehouse, require_table
+
+NOT_IN_PYTHON = frozenset({"INTERVAL", "ARRAY<INTERVAL>"})  #: types that the client of a warehouse cannot read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ class TableRequirement:
     sums: tuple[str, ...] = ()  #: required columns of a type whose sums may be compared
     season_filter: tuple[str, str] | None = None  #: a required column, and the value with which it is compared
     reads_all_columns: bool = False  #: for `process`, once a date is built from the table
+    reads_in_python: bool = True  #: rows reach `process`; False: a query reads them in the warehouse
     time_zone: str | None = None
     optional: bool = False
 
@@ -71,7 +75,14 @@ class TableRequirement:
     def unreadable_columns(self, info: TableInfo) -> list[str]:
         """List what prevents reading the columns for `process`, worded like the mismatches."""
         names = info.columns if self.reads_all_columns else self.types
-        return [f"column {name} {info.mixed_columns[name]}" for name in names if name in info.mixed_columns]
+        unreadable = [f"column {name} {info.mixed_columns[name]}" for name in names if name in info.mixed_columns]
+        if self.reads_in_python:
+            unreadable += [
+                f"column {name} is {info.columns[name]}, which no Python job can read: declare the columns to read"
+                for name in names
+                if info.columns.get(name) in NOT_IN_PYTHON
+            ]
+        return unreadable
 
 
 def _wrong_types(info: TableInfo, names: Iterable[str], allowed: Sequence[str], what: str) -> list[str]:
@@ -110,13 +121,14 @@ def check_tables(warehouse: Warehouse, job: Job) -> MissingTables:
 
 def table_requirements(job: Job) -> list[TableRequirement]:
     """List every table the job reads. Sources are optional: one without a table has a coverage of 0."""
-    expectation = job.expectation
+    expectation, in_python = job.expectation, not isinstance(job.process, Query)
     requirements = [_entity_requirement("expectation", expectation.table, expectation_columns(job))]
     requirements += [
         replace(
             _entity_requirement(source_role(source.name), source.table, source_columns(job, source)),
             types=source.columns or {},
             reads_all_columns=source.columns is None,
+            reads_in_python=in_python,
             optional=True,
         )
         for source in job.sources
@@ -128,6 +140,7 @@ def table_requirements(job: Job) -> list[TableRequirement]:
             date_column=table_input.date_column,
             types=table_input.columns or {},
             reads_all_columns=table_input.columns is None,
+            reads_in_python=in_python,
             entity=job.input_entity(table_input) if table_input.coverage is not None else (),
             time_zone=table_input.time_zone,
             optional=table_input.optional,

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.arrow.types import ARROW_TYPES, read_type_of
 from gated_backfill.common.model.dates import ISO_DATE, parse_date
-from gated_backfill.common.model.tables import ColumnType
+from gated_backfill.common.model.tables import ColumnType, is_numeric
 from gated_backfill.producer.tables.exact_texts import (
     exact_booleans,
     exact_dates,
@@ -32,10 +32,13 @@ NUMBER = re.compile(r"(?i:[+-]?(nan|inf|infinity))|[+-]?(\d+(\.\d*)?|\.\d+)([eE]
 MOMENT = re.compile(
     r"\d{4}-\d\d-\d\d([ Tt]\d\d:\d\d(:\d\d([.,]\d+)?)?( ?([Zz]|[+-]\d\d(:?\d\d(:?\d\d)?)?))?)?", re.ASCII
 )
+DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,5})?", re.ASCII)
 INT64_BOUND = 2**63
 FLOAT64_INTEGERS = 2**53  #: beyond, a FLOAT64 may stand for several whole numbers
 FLOAT64_DIGITS = 17  #: that a FLOAT64 may give back
 BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+#: Pairs of types: values of the first are cast to the second, and back to see whether all of them are the same.
+QUICK_CASTS = {("DATETIME", "DATE"), ("FLOAT64", "INT64"), ("INT64", "FLOAT64"), ("INT64", "NUMERIC")}
 SAMPLE_DATES = (date(1987, 12, 31), date(2024, 2, 29))
 YEARS = "is outside the years 1 to 9999"
 FIRST_MICROSECOND, LAST_MICROSECOND = -62_135_596_800_000_000, 253_402_300_799_999_999  #: of years 1 to 9999
@@ -151,7 +154,7 @@ def _exact_texts(texts: pa.Array[Any], kind: ColumnType, dates: DateFormat) -> p
 def _exact_values(values: pa.Array[Any], kind: ColumnType) -> pa.Array[Any] | None:
     """Cast values that are no texts; None unless all of them fit, or where each has to be looked at."""
     source = read_type_of(values.type)
-    if source != kind and (source, kind) not in {("DATETIME", "DATE"), ("FLOAT64", "INT64"), ("INT64", "FLOAT64")}:
+    if source != kind and (source, kind) not in QUICK_CASTS:
         return None
     try:
         cast = values.cast(ARROW_TYPES[kind])
@@ -227,7 +230,9 @@ def converters(dates: DateFormat) -> dict[ColumnType, Callable[[Any], Any]]:
     return {
         "INT64": to_integer,
         "FLOAT64": to_number,
+        "NUMERIC": to_decimal,
         "BOOL": to_boolean,
+        "BYTES": to_bytes,
         "DATE": to_date,
         "DATETIME": to_datetime,
         "TIMESTAMP": to_timestamp,
@@ -286,6 +291,29 @@ def _number_of(text: str) -> float:
     if Decimal(text) != Decimal(f"{number:.{len(digits) - 1}e}" if is_short else number):
         raise ValueError("has more digits than a FLOAT64 keeps")
     return number
+
+
+def to_decimal(value: Any) -> Decimal:
+    if isinstance(value, str):
+        if not DECIMAL.fullmatch(value):
+            raise ValueError("is not a decimal number")
+        value = Decimal(value)
+    if isinstance(value, float):
+        raise ValueError("is a FLOAT64, which is no exact decimal number")
+    if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
+        raise ValueError("is not a decimal number")
+    number = Decimal(value)
+    if not number.is_finite():
+        raise ValueError("is not a finite number")
+    if not is_numeric(number):
+        raise ValueError("has more digits than a NUMERIC keeps: 29 before the point and 9 behind it")
+    return number or Decimal(0)  # Arrow does not take 0e99
+
+
+def to_bytes(value: Any) -> bytes:
+    if not isinstance(value, bytes):
+        raise ValueError("is not bytes: load them from a Parquet file")
+    return value
 
 
 def to_boolean(value: Any) -> bool:

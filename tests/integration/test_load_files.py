@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pyarrow.csv import WriteOptions, write_csv
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.dates import DateRange
-from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.model.tables import ColumnTypes, TableName
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.common.warehouse.protocol import require_table
 from gated_backfill.producer.cli.tables.load import load as load_command
@@ -340,6 +341,56 @@ NANOSECOND = pa.array([1_677_146_400_000_000_001], pa.timestamp("ns"))
 def test_a_parquet_value_that_is_not_kept_is_refused_by_row(load: Load, columns: dict[str, Any], error: str) -> None:
     with pytest.raises(UserError, match=error):
         load(pa.table({"day": [FEB_23], **columns}))
+
+
+PRICED: ColumnTypes = {"day": "DATE", "price": "NUMERIC", "photo": "BYTES"}
+
+
+@pytest.mark.parametrize(
+    ("price", "expected"),
+    [
+        (pa.array(["12345678901234567890.123456789"]), "12345678901234567890.123456789"),
+        (pa.array(["1e2"]), "100"),
+        (pa.array(["-.5000000000"]), "-0.5"),
+        (pa.array(["0e99"]), "0"),
+        (pa.array([7]), "7"),
+        (pa.array([Decimal("2.50")]), "2.5"),
+        (pa.array([Decimal(8)]), "8"),
+    ],
+)
+def test_decimal_numbers_are_loaded_exactly(
+    load: Load, local_warehouse: LocalWarehouse, price: Any, expected: str
+) -> None:
+    local_warehouse.create_table(TABLE, PRICED, "day")
+    load(pa.table({"day": [FEB_23], "price": price, "photo": pa.array([b"\x00"])}))
+    assert loaded(local_warehouse) == [{"day": FEB_23, "price": Decimal(expected), "photo": b"\x00"}]
+
+
+@pytest.mark.parametrize(
+    ("price", "error"),
+    [
+        (pa.array(["1.0000000001"]), "row 1: price '1.0000000001' has more digits than a NUMERIC keeps"),
+        (pa.array(["1e29"]), "row 1: price '1e29' has more digits than a NUMERIC keeps"),
+        (pa.array(["nan"]), "row 1: price 'nan' is not a decimal number"),
+        (pa.array(["1,5"]), "row 1: price '1,5' is not a decimal number"),
+        (pa.array([Decimal("0.0000000001")], pa.decimal128(38, 10)), r"column price is decimal128\(38, 10\)"),
+        (pa.array([0.1]), "row 1: price 0.1 is a FLOAT64, which is no exact decimal number"),
+        (pa.array([True]), "row 1: price True is not a decimal number"),
+    ],
+)
+def test_what_is_no_decimal_number_is_refused_by_row(
+    load: Load, local_warehouse: LocalWarehouse, price: Any, error: str
+) -> None:
+    local_warehouse.create_table(TABLE, PRICED, "day")
+    with pytest.raises(UserError, match=error):
+        load(pa.table({"day": [FEB_23], "price": price, "photo": pa.array([b""])}))
+    assert loaded(local_warehouse) == []
+
+
+def test_text_is_no_bytes(load: Load, local_warehouse: LocalWarehouse) -> None:
+    local_warehouse.create_table(TABLE, PRICED, "day")
+    with pytest.raises(UserError, match="line 2: photo 'x' is not bytes: load them from a Parquet file"):
+        load("day,price,photo\n2023-02-23,1,x\n")
 
 
 def test_a_date_column_of_midnights_in_another_zone_is_refused(load: Load) -> None:

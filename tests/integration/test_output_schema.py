@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from math import inf, nan
 from pathlib import Path
 from typing import Any
@@ -174,12 +175,15 @@ GOOD: dict[ColumnType, object] = {
     "STRING": "x",
     "INT64": 1,
     "FLOAT64": 1.0,
+    "NUMERIC": Decimal("0.5"),
     "BOOL": True,
+    "BYTES": b"\x00",
     "DATE": DAY,
     "DATETIME": datetime(2023, 2, 23, 12),  # noqa: DTZ001 - a DATETIME has no zone
     "TIMESTAMP": datetime(2023, 2, 23, 12, tzinfo=UTC),
 }
 FLOAT = Column(type="FLOAT64", nullable=True, ge=0, le=1)
+PRICE = Column(type="NUMERIC", nullable=True, ge=0.1, le=10**6)
 PAIR = ("name", "value")
 
 
@@ -211,6 +215,13 @@ PAIR = ("name", "value")
             "below", FLOAT, [-0.5, nan], "output schema: value fails greater_than_or_equal_to(0) in 1 row(s), e.g. -0.5"
         ),
         rule("above", FLOAT, [1.5], "output schema: value fails less_than_or_equal_to(1) in 1 row(s), e.g. 1.5"),
+        rule("decimals-at-the-bounds", PRICE, [Decimal("0.1"), Decimal(10) ** 6, None], None),
+        rule(
+            "decimal-below",
+            PRICE,
+            [Decimal("0.099999999")],
+            "output schema: value fails greater_than_or_equal_to(0.1) in 1 row(s), e.g. 0.099999999",
+        ),
         rule("infinite-unbounded", Column(type="FLOAT64"), [inf, -inf], None),
         rule(
             "infinite",

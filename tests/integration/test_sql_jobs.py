@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -97,6 +98,30 @@ def test_a_query_gives_the_rows_of_the_same_job_in_python(
         assert rows == published(any_lab, f"{name}_python", day)
         assert {row["store"]: row["source"] for row in rows} == (fallback if day == FEB_24 else PRIMARY)
     assert [row["note"] for row in published(any_lab, name, FEB_23)] == ([NOTE, None, None] if notes else [None] * 3)
+
+
+@both
+def test_money_is_added_up_exactly(any_lab: Lab, dates_per_task: int) -> None:
+    load(any_lab, "open_stores", {"day": "DATE", "store": "STRING"}, [(day, store) for day in DAYS for store in STORES])
+    types = {"day": "DATE", "store": "STRING", "amount": "NUMERIC", "receipt": "BYTES"}
+    paid = [
+        (day, store, Decimal(f"{day.day}.{cents:02}"), None) for day in DAYS for store in STORES for cents in (1, 9)
+    ]
+    paid += [(day, "south", Decimal("1e20"), b"\x00\xff") for day in DAYS]
+    load(any_lab, "payments", types, [row for row in paid if row[1] != "west"])
+    load(any_lab, "bank_payments", types, [(day, store, Decimal("0.000000001"), b"") for day, store, *_ in paid])
+
+    for job in ("money", "money_python"):
+        assert any_lab.run(DAYS, job, preflight=True, dates_per_task=dates_per_task).run.state is RunState.SUCCEEDED
+
+    for day in DAYS:
+        two = 2 * day.day + Decimal("0.1")
+        assert [(row["store"], row["total"], row["receipt"]) for row in published(any_lab, "money", day)] == [
+            ("north", two, None),
+            ("south", two + Decimal("1e20"), b"\x00\xff"),
+            ("west", Decimal("0.000000002"), b""),
+        ]
+        assert published(any_lab, "money", day) == published(any_lab, "money_python", day)
 
 
 @both

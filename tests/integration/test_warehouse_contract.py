@@ -13,7 +13,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,12 @@ def test_every_type_comes_back_as_it_went_in(warehouse: Warehouse) -> None:
             "share": pa.array([0.1, -1e300, None]),
             "sure": pa.array([True, False, None]),
             "born": pa.array([date(1, 1, 1), date(9999, 12, 31), None]),
+            "at": pa.array([datetime(2023, 2, 23, 23, 59, 59, 999_999), datetime(1, 1, 1), None], pa.timestamp("us")),  # noqa: DTZ001
+            "seen": pa.array([datetime(2023, 2, 23, 1, tzinfo=UTC), None, None], pa.timestamp("us", tz="UTC")),
+            "price": pa.array(
+                [Decimal("9" * 29 + ".999999999"), Decimal("-0.000000001"), None], ARROW_TYPES["NUMERIC"]
+            ),
+            "photo": pa.array([b"\x00\xff'\\", b"", None], pa.binary()),
             "empty": pa.array([None] * 3, pa.string()),
         }
     )
@@ -209,6 +216,47 @@ def test_every_type_comes_back_as_it_went_in(warehouse: Warehouse) -> None:
     loaded = query_all(warehouse, scan(span(FEB_23)))
     assert loaded.schema.equals(rows.schema)
     assert loaded.sort_by("whole").to_pylist() == rows.sort_by("whole").to_pylist()
+
+
+PRICES = [Decimal("0.1"), Decimal("0.2"), Decimal("-12345678901234567890.123456789"), None]
+
+
+def prices(day: date, *values: Decimal | None) -> pa.Table:
+    """A row of a player for each price."""
+    columns = {"player": [f"p{n}" for n in range(len(values))], "day": [day] * len(values)}
+    return pa.table(columns).append_column("price", pa.array(values, ARROW_TYPES["NUMERIC"]))
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        pytest.param("SELECT SUM(price) AS x FROM t WHERE price > 0", Decimal("0.3"), id="sum"),
+        pytest.param("SELECT MIN(price) AS x FROM t", PRICES[2], id="min"),
+        pytest.param("SELECT MAX(price) * 3 AS x FROM t", Decimal("0.6"), id="times-integer"),
+        pytest.param("SELECT price AS x FROM t WHERE price = @price", Decimal("0.2"), id="parameter"),
+        pytest.param("SELECT CAST('1.25' AS NUMERIC) AS x FROM t LIMIT 1", Decimal("1.25"), id="cast-of-text"),
+        pytest.param("SELECT COUNTIF(price IS NULL) AS x FROM t", 1, id="nulls"),
+    ],
+)
+def test_decimal_numbers_are_exact(warehouse: Warehouse, sql: Any, expected: Any) -> None:
+    warehouse.load(TABLE, "day", prices(FEB_23, *PRICES))
+    found = warehouse.query(sql, scans={"t": scan(span(FEB_23))}, params={"price": Decimal("0.2")})
+    assert found.to_pylist() == [{"x": expected}]
+
+
+def test_decimal_numbers_and_bytes_are_published_and_recognised(warehouse: Warehouse, staging: Staging) -> None:
+    rows = prices(FEB_23, *PRICES).append_column("photo", pa.array([b"\x00", b"\xff", b"", None], pa.binary()))
+    file = staging.write("run-1", FEB_23, 1, rows)
+    assert publish(warehouse, file) == published(FEB_23)
+    info = require_table(warehouse, TABLE)
+    assert (info.columns["price"], info.columns["photo"]) == ("NUMERIC", "BYTES")
+    assert read_all(warehouse, scan(span(FEB_23))).sort_by("player").equals(rows)
+    assert warehouse.matching_dates(TABLE, "day", {FEB_23: file.checksum}) == {FEB_23}
+
+    other = staging.write("run-2", FEB_23, 1, rows.set_column(2, "price", pa.array([None] * 4, ARROW_TYPES["NUMERIC"])))
+    assert publish(warehouse, other, publication="run-2/0") == published(FEB_23)
+    assert restore(warehouse, "run-2") == {FEB_23}
+    assert read_all(warehouse, scan(span(FEB_23))).sort_by("player").equals(rows)
 
 
 def test_a_scan_may_rename_columns_and_hides_the_others(warehouse: Warehouse) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from itertools import combinations
 from typing import Any, Literal
 
@@ -23,7 +24,9 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "STRING": st.text(max_size=3),
     "INT64": st.integers(-(2**63), 2**63 - 1),
     "FLOAT64": st.floats(allow_nan=False) | st.integers(-3, 3).map(float),
+    "NUMERIC": st.decimals(-(10**29) + 1, 10**29 - 1, places=9),
     "BOOL": st.booleans(),
+    "BYTES": st.binary(max_size=3),
     "DATE": st.dates(),
     "DATETIME": st.datetimes() | st.just(MIDNIGHT),
     "TIMESTAMP": st.datetimes(timezones=st.just(UTC)),
@@ -81,6 +84,9 @@ def test_columns_that_hold_something_else_differ() -> None:
         fingerprint([1], pa.int64()),
         fingerprint([1.5], pa.float64()),
         fingerprint([True], pa.bool_()),
+        fingerprint([b"1"], pa.binary()),
+        fingerprint([Decimal(1)], ARROW_TYPES["NUMERIC"]),
+        fingerprint([Decimal("1.5")], ARROW_TYPES["NUMERIC"]),
         fingerprint([MIDNIGHT.replace(tzinfo=UTC)], ARROW_TYPES["TIMESTAMP"]),
         fingerprint([DAY], pa.date32()),
         fingerprint([None], pa.string()),

@@ -30,14 +30,16 @@ def column(values: Any, kind: pa.DataType) -> pa.ChunkedArray[Any]:
     [
         *[pytest.param(t, "INT64", id=str(t)) for t in (pa.int8(), pa.uint16(), pa.int32(), pa.uint64())],
         pytest.param(pa.decimal128(20, 0), "INT64", id="whole-decimal"),
-        pytest.param(pa.decimal128(20, 2), None, id="decimal"),
+        pytest.param(pa.decimal128(20, 2), "NUMERIC", id="decimal"),
+        pytest.param(pa.decimal256(50, 9), "NUMERIC", id="wide-decimal"),
+        pytest.param(pa.decimal128(38, 10), None, id="decimal-of-10-digits"),
         *[pytest.param(t, "FLOAT64", id=str(t)) for t in (pa.float16(), pa.float32())],
         *[pytest.param(t, "STRING", id=str(t)) for t in (pa.large_string(), pa.string_view())],
         pytest.param(pa.dictionary(pa.int8(), pa.string()), "STRING", id="categories"),
         pytest.param(pa.date64(), "DATE", id="date64"),
         *[pytest.param(pa.timestamp(unit), "DATETIME", id=unit) for unit in ("s", "ms", "us", "ns")],
         pytest.param(BERLIN, "TIMESTAMP", id="zone"),
-        pytest.param(pa.binary(), None, id="bytes"),
+        *[pytest.param(t, "BYTES", id=str(t)) for t in (pa.binary(), pa.large_binary(), pa.binary_view())],
         pytest.param(pa.null(), None, id="null"),
         pytest.param(pa.list_(pa.int64()), None, id="list"),
     ],
@@ -52,6 +54,12 @@ EXACT = [
     pytest.param([1, None], pa.int8(), "INT64", [1, None], id="narrow-integer"),
     pytest.param([2**63 - 1], pa.uint64(), "INT64", [2**63 - 1], id="unsigned"),
     pytest.param([Decimal(7)], pa.decimal128(20, 0), "INT64", [7], id="whole-decimal"),
+    pytest.param([Decimal("1.50")], pa.decimal128(9, 2), "NUMERIC", [Decimal("1.5")], id="decimal"),
+    pytest.param([Decimal(7)], pa.decimal128(20, 0), "NUMERIC", [Decimal(7)], id="whole-decimal-as-numeric"),
+    pytest.param([Decimal(10) ** 28], pa.decimal128(38, 0), "NUMERIC", [Decimal(10) ** 28], id="29-digits"),
+    pytest.param([Decimal("0.5")], pa.decimal128(38, 18), "NUMERIC", [Decimal("0.5")], id="product-of-decimals"),
+    pytest.param([2**63 - 1, None], pa.int64(), "NUMERIC", [Decimal(2**63 - 1), None], id="integer-as-numeric"),
+    pytest.param([b"\x00\xff", None], pa.large_binary(), "BYTES", [b"\x00\xff", None], id="large-bytes"),
     pytest.param([5.0, -0.0, math.nan, None], pa.float64(), "INT64", [5, 0, None, None], id="whole-floats"),
     pytest.param([50_000_000.0], pa.float32(), "INT64", [50_000_000], id="whole-narrow-float"),
     pytest.param([2.0**53], pa.float64(), "INT64", [2**53], id="greatest-whole-float"),
@@ -102,7 +110,13 @@ REFUSED = [
     pytest.param([MIDNIGHT], pa.timestamp("us"), "TIMESTAMP", "holds times without a zone", id="no-zone"),
     pytest.param([DAY], pa.date32(), "TIMESTAMP", "holds dates", id="date-as-timestamp"),
     pytest.param([[1]], pa.list_(pa.int64()), "INT64", "holds list", id="list"),
-    pytest.param([b"x"], pa.binary(), "STRING", "holds binary", id="bytes"),
+    pytest.param([b"x"], pa.binary(), "STRING", "holds bytes", id="bytes"),
+    pytest.param(["x"], pa.string(), "BYTES", "holds text", id="text-as-bytes"),
+    pytest.param([1.5], pa.float64(), "NUMERIC", "holds numbers", id="float-as-decimal"),
+    pytest.param([Decimal("1.5")], pa.decimal128(9, 1), "FLOAT64", "holds decimal numbers", id="decimal-as-float"),
+    pytest.param([Decimal("1.5")], pa.decimal128(9, 1), "INT64", "holds decimal numbers", id="decimal-as-integer"),
+    pytest.param([Decimal("0.1234567891")], pa.decimal128(38, 10), "NUMERIC", "holds 0.1234567891", id="10-digits"),
+    pytest.param([Decimal(10) ** 29], pa.decimal128(38, 0), "NUMERIC", f"holds {10**29}", id="30-digits"),
 ]
 
 
@@ -113,7 +127,11 @@ def test_values_that_would_change_are_refused(values: Any, arrow: pa.DataType, k
 
 
 NUMBERS = st.one_of(
-    st.none(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.integers(-5, 5).map(float)
+    st.none(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False),
+    st.integers(-5, 5).map(float),
+    st.decimals(-(10**12), 10**12, places=12),
 )
 TIMES = st.datetimes(datetime(1700, 1, 1), datetime(2200, 1, 1)) | st.dates(date(1700, 1, 1), date(2200, 1, 1))  # noqa: DTZ001
 

@@ -69,7 +69,9 @@ def with_composite_entity(coverage: float | None) -> Job:
     )
 
 
-COLUMN_TYPES = "'STRING' or 'INT64' or 'FLOAT64' or 'BOOL' or 'DATE' or 'DATETIME' or 'TIMESTAMP'"
+COLUMN_TYPES = " or ".join(
+    map(repr, ("STRING", "INT64", "FLOAT64", "NUMERIC", "BOOL", "BYTES", "DATE", "DATETIME", "TIMESTAMP"))
+)
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "zone-of-expectation": (
@@ -237,11 +239,23 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "bound-of-text": (
         lambda: Column(type="STRING", ge=0),
-        "a Column: ge is 0, but only INT64 and FLOAT64 may have bounds, not STRING",
+        "a Column: ge is 0, but only INT64, FLOAT64 and NUMERIC may have bounds, not STRING",
     ),
     "bound-of-a-date": (
         lambda: Column(type="DATE", le=0),
-        "a Column: le is 0, but only INT64 and FLOAT64 may have bounds, not DATE",
+        "a Column: le is 0, but only INT64, FLOAT64 and NUMERIC may have bounds, not DATE",
+    ),
+    "bound-of-bytes": (
+        lambda: Column(type="BYTES", ge=0),
+        "a Column: ge is 0, but only INT64, FLOAT64 and NUMERIC may have bounds, not BYTES",
+    ),
+    "bound-with-more-digits-than-a-decimal-number": (
+        lambda: Column(type="NUMERIC", ge=1e-10),
+        "a Column: ge is 1e-10: it must be a number of at most 29 digits before the point and 9 behind it",
+    ),
+    "infinite-bound-of-a-decimal-number": (
+        lambda: Column(type="NUMERIC", le=float("inf")),
+        "a Column: le is inf: it must be a number of at most 29 digits before the point and 9 behind it",
     ),
     "bound-as-text": (
         lambda: Column(type="FLOAT64", ge="0"),  # pyright: ignore[reportArgumentType]

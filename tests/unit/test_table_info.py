@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.tables import NULL_TYPE, TableName
 from gated_backfill.common.warehouse.protocol import TableInfo, check_same_columns
+from gated_backfill.common.warehouse.table_checks import TableRequirement
 
 COLUMNS = {"day": "DATE", "n": "INT64", "x": "FLOAT64", "at": "DATETIME", "void": NULL_TYPE, "name": "STRING"}
 
@@ -60,3 +62,14 @@ def test_rows_whose_types_fit_can_be_added_to_files_without_a_declared_schema() 
         check_same_columns(info(), "day", columns)
     with pytest.raises(SchemaMismatch, match="differing: name STRING"):
         check_same_columns(info(types_are_declared=False), "day", {n: t for n, t in columns.items() if n != "name"})
+
+
+def test_a_python_job_is_told_which_column_it_cannot_read() -> None:
+    durations = info(columns=COLUMNS | {"took": "INTERVAL", "pauses": "ARRAY<INTERVAL>"})
+    whole = TableRequirement(role="source", table=durations.table, date_column="day", reads_all_columns=True)
+    assert whole.unreadable_columns(durations) == [
+        "column took is INTERVAL, which no Python job can read: declare the columns to read",
+        "column pauses is ARRAY<INTERVAL>, which no Python job can read: declare the columns to read",
+    ]
+    for readable in (replace(whole, reads_in_python=False), replace(whole, reads_all_columns=False)):
+        assert readable.unreadable_columns(durations) == []

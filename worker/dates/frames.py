@@ -43,8 +43,12 @@ def to_frame(rows: pa.Table) -> pd.DataFrame:
 
 @cache
 def column_types() -> dict[Any, ColumnType]:
-    """Return the column types by their types in a frame. No constant, as importing this must allocate nothing."""
-    return {to_frame(arrow_schema({"values": kind}).empty_table())["values"].dtype: kind for kind in ARROW_TYPES}
+    """Return the column types by their types in a frame, without those that are Python objects there.
+
+    No constant, as importing this must allocate nothing.
+    """
+    frame = to_frame(arrow_schema({kind: kind for kind in ARROW_TYPES}).empty_table())
+    return {frame[kind].dtype: kind for kind in ARROW_TYPES if frame[kind].dtype != object}
 
 
 def frame_entities(rows: pd.DataFrame, columns: EntityColumns) -> pa.Table:

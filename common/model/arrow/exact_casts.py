@@ -13,7 +13,9 @@ TYPE_WORDS: dict[str, str] = {
     "STRING": "text",
     "INT64": "whole numbers",
     "FLOAT64": "numbers",
+    "NUMERIC": "decimal numbers",
     "BOOL": "booleans",
+    "BYTES": "bytes",
     "DATE": "dates",
     "DATETIME": "times without a zone",
     "TIMESTAMP": "times in a zone",
@@ -25,13 +27,17 @@ def cast_exactly(values: pa.ChunkedArray[Any], kind: ColumnType) -> pa.ChunkedAr
 
     A column of nulls fits every type. NaN is null, unless the type is FLOAT64. A float fits INT64 if it is whole and at
     most 2**53, beyond which a float may stand for several integers; an integer fits FLOAT64 within the same bounds. A
-    DATETIME fits DATE at midnight. Text fits STRING only.
+    decimal number, and an integer, fits NUMERIC with at most 29 digits before the point and 9 behind it; a float does
+    not, as it is hardly ever the decimal number that it is written as. A DATETIME fits DATE at midnight. Text fits
+    STRING only.
     """
     arrow_type = ARROW_TYPES[kind]
     if values.type.equals(arrow_type):
         return values
     if values.null_count == len(values):
         return null_column(len(values), arrow_type)
+    if kind == "NUMERIC" and pa.types.is_decimal(values.type):
+        return _cast(values, arrow_type)
     source = read_type_of(values.type)
     if source is None:
         raise ValueError(f"holds {values.type}")
@@ -65,7 +71,7 @@ def _cast_if_exact(values: pa.ChunkedArray[Any], arrow_type: pa.DataType) -> pa.
     """Cast the values; None when one would change. Casts within a type are exact or raise; those back are checked."""
     try:
         cast = values.cast(arrow_type)
-        if read_type_of(values.type) == read_type_of(arrow_type):
+        if pa.types.is_decimal(values.type) or read_type_of(values.type) == read_type_of(arrow_type):
             return cast
         return cast if cast.cast(values.type).equals(values) else None
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

@@ -6,13 +6,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from gated_backfill.common.model.tables import ColumnType, ColumnTypes
+from gated_backfill.common.model.tables import NUMERIC_DIGITS, NUMERIC_WHOLE_DIGITS, ColumnType, ColumnTypes
 
 ARROW_TYPES: dict[ColumnType, pa.DataType] = {
     "STRING": pa.string(),
     "INT64": pa.int64(),
     "FLOAT64": pa.float64(),
+    "NUMERIC": pa.decimal128(NUMERIC_WHOLE_DIGITS + NUMERIC_DIGITS, NUMERIC_DIGITS),
     "BOOL": pa.bool_(),
+    "BYTES": pa.binary(),
     "DATE": pa.date32(),
     "DATETIME": pa.timestamp("us"),
     "TIMESTAMP": pa.timestamp("us", tz="UTC"),
@@ -24,6 +26,8 @@ def column_type_of(arrow: pa.DataType) -> ColumnType | None:
     for name, arrow_type in ARROW_TYPES.items():
         if arrow_type.equals(arrow):
             return name
+    if pa.types.is_large_binary(arrow) or pa.types.is_binary_view(arrow):
+        return "BYTES"
     return "STRING" if pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow) else None
 
 
@@ -37,6 +41,8 @@ def read_type_of(arrow: pa.DataType) -> ColumnType | None:
         return read_type_of(arrow.value_type)
     if types.is_integer(arrow) or (types.is_decimal(arrow) and arrow.scale == 0):
         return "INT64"
+    if types.is_decimal(arrow) and 0 < arrow.scale <= NUMERIC_DIGITS:
+        return "NUMERIC"
     if types.is_floating(arrow):
         return "FLOAT64"
     if types.is_date(arrow):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import TimeoutError as JobTimeout
 from contextlib import contextmanager
 from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -360,7 +361,14 @@ def job_name(kind: str, *parts: object) -> str:
     return f"backfill-{kind}-{digest}"
 
 
-SCALARS: tuple[tuple[type, str], ...] = ((bool, "BOOL"), (int, "INT64"), (float, "FLOAT64"), (date, "DATE"))
+SCALARS: tuple[tuple[type, str], ...] = (
+    (bool, "BOOL"),
+    (int, "INT64"),
+    (float, "FLOAT64"),
+    (Decimal, "NUMERIC"),
+    (bytes, "BYTES"),
+    (date, "DATE"),
+)
 
 
 def _parameter(name: str, value: Any) -> Any:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gated_backfill.common.model.arrow.types import ARROW_TYPES
 from gated_backfill.common.model.entities import MAX_WHOLE_FLOAT
 from gated_backfill.common.storage.files import checksum_of
 from gated_backfill.common.warehouse.entities import day_numbers
@@ -59,8 +60,12 @@ def _contents(values: pa.ChunkedArray[Any]) -> Iterator[Any]:
 
 def _value_contents(values: pa.ChunkedArray[Any], kind: pa.DataType) -> Iterator[Any]:
     types = pa.types
-    if types.is_string(kind):
+    if types.is_string(kind) or types.is_binary(kind):
+        yield b"texts" if types.is_string(kind) else b"bytes"
         yield from _text_contents(values)
+    elif kind.equals(ARROW_TYPES["NUMERIC"]):
+        yield b"decimals"
+        yield from _decimal_contents(values)
     elif types.is_integer(kind):
         yield from _number_contents(values.to_numpy())
     elif types.is_boolean(kind):
@@ -93,9 +98,17 @@ def _time_contents(microseconds: npt.NDArray[np.int64], *, has_zone: bool) -> It
         yield np.ascontiguousarray(microseconds)
 
 
+def _decimal_contents(values: pa.ChunkedArray[Any]) -> Iterator[Any]:
+    """Yield the bytes of all values, of arrays that may be slices."""
+    width = values.type.bit_width // 8
+    for chunk in values.chunks:
+        data = chunk.buffers()[1]
+        if data is not None:
+            yield memoryview(data)[chunk.offset * width : (chunk.offset + len(chunk)) * width]
+
+
 def _text_contents(values: pa.ChunkedArray[Any]) -> Iterator[Any]:
-    """Yield the lengths of all texts, then their bytes, of arrays that may be slices."""
-    yield b"texts"
+    """Yield the lengths of all texts, or bytes, then these, of arrays that may be slices."""
     texts: list[memoryview] = []
     for chunk in values.chunks:
         if not len(chunk):

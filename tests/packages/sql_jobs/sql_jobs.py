@@ -100,6 +100,34 @@ BY_TILL = Job(
     process=Query("SELECT store, till, day, amount, clerk, _source AS source FROM rows"),
 )
 
+PAYMENTS: ColumnTypes = {"store": "STRING", "amount": "NUMERIC", "receipt": "BYTES"}
+MONEY_COLUMNS = {
+    "store": Column(type="STRING"),
+    "day": Column(type="DATE"),
+    "total": Column(type="NUMERIC"),
+    "receipt": Column(type="BYTES", nullable=True),
+}
+
+
+def money_in_python(batch: Batch) -> pd.DataFrame:
+    grouped = batch.rows.groupby(["store", "day"], as_index=False)
+    return grouped.agg(total=("amount", "sum"), receipt=("receipt", "first"))
+
+
+#: Exact decimal numbers, and bytes.
+MONEY = replace(
+    REVENUE,
+    name="money",
+    target=target("money", MONEY_COLUMNS),
+    sources=(source("payments", columns=PAYMENTS), source("bank_payments", columns=PAYMENTS)),
+    inputs=(),
+    fallback=Fallback.FILL,
+    process=Query("SELECT store, day, SUM(amount) AS total, MAX(receipt) AS receipt FROM rows GROUP BY store, day"),
+)
+MONEY_PYTHON = replace(
+    MONEY, name="money_python", target=target("money_python", MONEY_COLUMNS), process=money_in_python
+)
+
 TOTALS: ColumnTypes = {"store": "STRING", "amount": "FLOAT64"}
 ZONES = replace(
     REVENUE,
