@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +29,25 @@ class PublishedDates:
         self.held: dict[str, dict[date, str]] = {}
         self.copies: dict[str, dict[str, tuple[date, str]]] = {}  #: of each undo table: date and content by key
         self.scripts: list[tuple[str, dict[str, Any]]] = []  #: that took effect, with their parameters
+        self._seen: dict[str, dict[date, tuple[str, datetime]]] = {}  #: contents, and when they were first seen
+        self._clock = datetime(2024, 1, 1, tzinfo=UTC)
+
+    def rewrite(self, name: str, day: date) -> None:
+        """Write the same rows of a partition once more."""
+        self.partitions(name)
+        self._clock += timedelta(seconds=1)
+        self._seen[name][day] = self.held[name][day], self._clock
+
+    def partitions(self, name: str, loaded: pa.Table | None = None) -> dict[date, datetime]:
+        """The days that a table has, each with the time of its last change. `loaded` rows are of a whole table."""
+        held, seen = _contents(loaded) | self.held.get(name, {}), self._seen.get(name, {})
+        self._clock += timedelta(seconds=1)
+        self._seen[name] = {
+            day: seen[day] if day in seen and seen[day][0] == content else (content, self._clock)
+            for day, content in held.items()
+            if content != ABSENT
+        }
+        return {day: moment for day, (_, moment) in self._seen[name].items()}
 
     def is_asked(self, sql: str) -> bool:
         return "FARM_FINGERPRINT" in sql and "BEGIN TRANSACTION" not in sql
@@ -98,6 +117,15 @@ class PublishedDates:
                 del held[day]
             elif job.startswith("backfill-putback-") and day not in held and kept.get(day) == content:
                 held[day] = content
+
+
+def _contents(rows: pa.Table | None) -> dict[date, str]:
+    """The rows of each day, in words."""
+    contents: dict[date, str] = {}
+    for row in [] if rows is None else rows.to_pylist():
+        for day in {value for value in row.values() if isinstance(value, date)}:
+            contents[day] = contents.get(day, "") + repr(row)
+    return contents
 
 
 def _rows_by_day(sql: str, rows_in: Callable[[str, str], pa.Table | None]) -> Counter[Any]:

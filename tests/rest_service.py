@@ -102,6 +102,10 @@ class Service:
     dates: PublishedDates = field(default_factory=PublishedDates)
     permissions: tuple[str, ...] = ("bigquery.tables.getData", "bigquery.tables.updateData")
     uploads: dict[str, dict[str, Any]] = field(default_factory=dict)
+    policies: dict[tuple[str, str], list[dict[str, Any]]] = field(
+        default_factory=dict
+    )  #: row access policies of tables
+    streamed: dict[tuple[str, str], int] = field(default_factory=dict)  #: rows that tables have in no partition yet
     ahead: timedelta = timedelta()  #: of this machine's clock
     _failing_jobs: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     _slow: dict[str, int] = field(default_factory=dict)
@@ -173,6 +177,10 @@ class Service:
         self._get_table(request, dataset, table)
         self._forget(dataset, table)
         return {}
+
+    def _list_policies(self, request: Request, dataset: str, table: str) -> Any:
+        self._get_table(request, dataset, table)
+        return {"rowAccessPolicies": policies} if (policies := self.policies.get((dataset, table))) else {}
 
     def _test_permissions(self, request: Request, dataset: str, table: str) -> Any:
         self._get_table(request, dataset, table)
@@ -258,7 +266,9 @@ class Service:
                     f"be used for partition elimination"
                 )
                 raise Refused(400, "invalidQuery", message)
-        if sql.endswith("AS time"):
+        if "INFORMATION_SCHEMA.PARTITIONS" in sql:
+            job.rows = self._partitions(sql, params)
+        elif sql.endswith("AS time"):
             job.rows = {"time": "TIMESTAMP"}, [(self._now() + timedelta(seconds=params["seconds"]),)]
         elif "BEGIN TRANSACTION" in sql:
             assert len(params.get("days", [])) <= rules.MOST_PARTITIONS, "a job that touches too many partitions"
@@ -267,6 +277,21 @@ class Service:
             job.rows = self.dates.answer(sql, params)
         else:
             job.rows = self.answer(sql, params)
+
+    def _partitions(self, sql: str, params: Mapping[str, Any]) -> Rows:
+        """What is known of a table's partitions, with the names that our only query for it gives to the columns."""
+        dataset = re.findall(r"`[a-z0-9-]+\.(\w+)\.INFORMATION_SCHEMA\.PARTITIONS`", sql)[0]
+        loaded = self.loaded.get((dataset, params["table"]))
+        moments = self.dates.partitions(f"{dataset}.{params['table']}", loaded)
+        rows: list[tuple[Any, ...]] = [
+            (f"{day:%Y%m%d}", 1, 8, moment)
+            for day, moment in moments.items()
+            if params["first_id"] <= f"{day:%Y%m%d}" <= params["last_id"]
+        ]
+        if streamed := self.streamed.get((dataset, params["table"]), 0):
+            rows.append((params["not_yet_partitioned"], streamed, 8 * streamed, self._now()))
+        types = {"partition_id": "STRING", "row_count": "INT64", "byte_count": "INT64", "modified_at": "TIMESTAMP"}
+        return types, rows
 
     def _found_job(self, request: Request, name: str) -> Job:
         job = self.jobs.get(name)
@@ -336,6 +361,7 @@ ROUTES: tuple[tuple[str, str, str, Callable[..., Any]], ...] = (
     ("tables.patch", "PATCH", TABLE, Service._patch_table),
     ("tables.delete", "DELETE", TABLE, Service._delete_table),
     ("tables.testIamPermissions", "POST", rf"{TABLE}:testIamPermissions", Service._test_permissions),
+    ("rowAccessPolicies.list", "GET", rf"{TABLE}/rowAccessPolicies", Service._list_policies),
     ("jobs.insert", "POST", rf"{PREFIX}/jobs", Service._insert_job),
     ("jobs.get", "GET", rf"{PREFIX}/jobs/([\w-]+)", Service._get_job),
     ("jobs.cancel", "POST", rf"{PREFIX}/jobs/([\w-]+)/cancel", Service._cancel_job),

@@ -36,12 +36,14 @@ def audit_dates(
     *,
     max_names: int = MISSING_NAMES_SHOWN,
     find_stale: bool = False,
+    reads_all: bool = False,
     candidates: Mapping[date, Checkpoint] | None = None,
 ) -> AuditResult:
     """Audit the days with a few grouped queries. Changes nothing.
 
     `max_names` limits the names of missing entities that are read for each date; their number is always exact.
     `find_stale`: also compare the job's version, its sources and inputs with those that built the dates.
+    `reads_all`: read the published rows of every date, also where quick fingerprints tell that they are unchanged.
     `candidates`: checkpoints to judge as if the ledger had them, of days on which it has none.
 
     Raises `TableNotFound` when the expectation's table does not exist or the calendar is gone, `SchemaMismatch` when a
@@ -59,7 +61,9 @@ def audit_dates(
         calendar = read_calendar(warehouse, job, chunk)
         has_calendar = has_calendar and (calendar is not None or job.expectation.calendar is None)
         with label_work(job=job.name):
-            observations = observe_dates(job, chunk, warehouse, ledger, calendar, target, candidates=candidates or {})
+            observations = observe_dates(
+                job, chunk, warehouse, ledger, calendar, target, candidates=candidates or {}, reads_all=reads_all
+            )
         audited_dates = [classify(observed, job.policy) for observed in observations]
         if find_stale:
             audited_dates = _add_stale(audited_dates, job, warehouse)
@@ -89,8 +93,13 @@ def _add_stale(dates: Sequence[AuditedDate], job: Job, warehouse: Warehouse) -> 
         for audited in dates
         if audited.observed.checkpoint is not None and audited.observed.matches_checkpoint
     }
-    reasons = find_stale_dates(job, proven, warehouse).reasons
-    return [replace(audited, stale=reasons.get(audited.day)) for audited in dates]
+    staleness = find_stale_dates(job, proven, warehouse)
+    return [
+        replace(
+            audited, stale=staleness.reasons.get(audited.day), renewed_parts=staleness.renewed_parts.get(audited.day)
+        )
+        for audited in dates
+    ]
 
 
 def _add_missing_names(
@@ -116,7 +125,11 @@ def newly_flagged(audit: AuditResult, open_findings: Mapping[date, str]) -> list
 
 
 def record_audit(audit: AuditResult, ledger: Ledger, by: str) -> FlagChanges:
-    """Flag the dates to rebuild in the name of `by`, and clear the flags of dates that are fine. May be repeated."""
+    """Flag the dates to rebuild in the name of `by`, and clear the flags of dates that are fine. May be repeated.
+
+    What was read and found unchanged is recorded as well, so that the next audit need not read it.
+    """
+    ledger.checkpoints.renew(audit.renewed_proofs)
     ledger.flags.flag_dates(audit.job, [_new_flag(audited) for audited in audit.dates_to_flag], by)
     fine_days = [audited.day for audited in audit.dates if audited.finding.is_fine]
     cleared = ledger.flags.clear_flags(audit.job, fine_days, AUDIT_ACTOR)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from enum import Enum
 from typing import Any
 
-from gated_backfill.common.ledger import Checkpoint, UndoneDate
+from gated_backfill.common.ledger import Checkpoint, RenewedProof, UndoneDate
 from gated_backfill.common.model.coverage import (
     CoveragePolicy,
     DateExpectation,
@@ -73,6 +73,8 @@ class DateObservation:
     undone: UndoneDate | None = None  #: the run that built it was undone, and no run has checkpointed it since
     skip_reason: str | None = None  #: why the job skips the date
     active_run: str | None = None  #: the run that is working on the date now
+    #: Of rows that were read and found unchanged: their quick fingerprint from before that, for the next audit.
+    renewed_quick: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,7 @@ class AuditedDate:
     reason: str
     missing: tuple[str, ...] = ()  #: names of missing entities, as many as were asked for
     stale: str | None = None  #: why its rows are stale, if that was asked for; does not change the finding
+    renewed_parts: Mapping[str, str] | None = None  #: the checkpoint's input parts, if some need not be read again
 
     @property
     def day(self) -> date:
@@ -149,6 +152,22 @@ class AuditResult:
     @property
     def is_fine(self) -> bool:
         return all(audited.finding.is_fine for audited in self.dates)
+
+    @property
+    def renewed_proofs(self) -> list[RenewedProof]:
+        """What was read and found unchanged of checkpoints, so that it need not be read the next time."""
+        return [
+            RenewedProof(
+                job=self.job,
+                day=audited.day,
+                run_id=audited.observed.checkpoint.run_id,
+                target_quick=audited.observed.renewed_quick,
+                input_parts=audited.renewed_parts,
+            )
+            for audited in self.dates
+            if audited.observed.checkpoint is not None
+            and (audited.observed.renewed_quick is not None or audited.renewed_parts is not None)
+        ]
 
     @property
     def dates_to_flag(self) -> list[AuditedDate]:

@@ -7,11 +7,11 @@ from datetime import date
 
 from gated_backfill.common.audit.findings import DateObservation
 from gated_backfill.common.audit.published_rows import NO_ROWS, count_published_rows
+from gated_backfill.common.audit.target_proofs import compare_with_target
 from gated_backfill.common.ledger import Checkpoint, Ledger
 from gated_backfill.common.model.coverage import DateExpectation
 from gated_backfill.common.model.dates import enclosing_range
 from gated_backfill.common.model.job import CalendarEvents, Job
-from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.coverage_queries import (
     count_source_rows,
     expectation_scan,
@@ -34,11 +34,12 @@ def observe_dates(
     target: TableInfo | None,
     *,
     candidates: Mapping[date, Checkpoint],
+    reads_all: bool = False,
 ) -> list[DateObservation]:
     """Observe each day. A day that a run published while this was reading is reported with that run as active.
 
     `calendar` holds the events of these days, `target` describes the target table; None: it does not exist. Of a day
-    without a checkpoint, the candidate takes its place.
+    without a checkpoint, the candidate takes its place. `reads_all`: see `compare_with_target`.
     """
     span = enclosing_range(days)
     checkpoints_before = ledger.checkpoints.list_checkpoints(job.name, span.start, span.through)
@@ -48,8 +49,8 @@ def observe_dates(
     counts = _count_entities(job, days, warehouse, has_target=target is not None)
     published = {} if target is None else count_published_rows(job, days, warehouse, target)
     expectations = _read_expectations(job, days, warehouse, counts, checkpoints, calendar)
-    checksums = {day: checkpoints[day].checksum for day in days if day in checkpoints}
-    unchanged = warehouse.matching_dates(TableName.parse(job.target.table), job.target.date_column, checksums)
+    of_days = {day: checkpoints[day] for day in days if day in checkpoints}
+    proofs = compare_with_target(job, of_days, warehouse, reads_all=reads_all)
     # A run that published a date between the first read and the last is still active, or has changed its checkpoint.
     active_runs |= _active_runs(ledger, job, days)
     checkpoints_after = ledger.checkpoints.list_checkpoints(job.name, span.start, span.through)
@@ -64,7 +65,8 @@ def observe_dates(
             null_keys=published.get(day, NO_ROWS).null_keys,
             schema_problem=published.get(day, NO_ROWS).schema_problem,
             checkpoint=checkpoints.get(day),
-            matches_checkpoint=day in unchanged,
+            matches_checkpoint=day in proofs.unchanged,
+            renewed_quick=proofs.renewed.get(day),
             undone=undone.get(day),
             skip_reason=job.skip_reason(day, calendar),
             active_run=active_runs.get(day),

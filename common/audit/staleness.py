@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -31,6 +31,10 @@ class Staleness:
     #: none were recorded.
     to_recount: frozenset[date] = frozenset()
     without_inputs: int = 0  #: checkpoints that record no inputs, but a version: only that was compared
+    #: By the roles of tables, the dates for which they were read, as their quick fingerprints did not tell enough.
+    read_roles: Mapping[frozenset[str], Sequence[date]] = field(default_factory=dict[frozenset[str], Sequence[date]])
+    #: Parts of dates whose inputs were read and are unchanged, with the quick fingerprints that they have now.
+    renewed_parts: Mapping[date, InputParts] = field(default_factory=dict[date, InputParts])
 
 
 def find_other_versions(job: Job, checkpoints: Mapping[date, Checkpoint]) -> dict[date, str]:
@@ -71,27 +75,46 @@ def find_stale_dates(job: Job, checkpoints: Mapping[date, Checkpoint], warehouse
     relevant = {day: relevant_roles(job, checkpoints[day].source) for day in recorded if day not in reasons}
     roles = {EXPECTATION_ROLE}.union(*relevant.values())
     quick = quick_fingerprints(warehouse, job, sorted(recorded), roles=roles)
-    to_read = [
-        day
-        for day, parts in sorted(recorded.items())
-        if not _are_the_same(parts, quick[day], [EXPECTATION_ROLE, *relevant.get(day, ())])
-    ]
-    now = input_fingerprints(warehouse, job, to_read, roles=roles) if to_read else {}
+    to_read: dict[frozenset[str], list[date]] = {}
+    for day, parts in sorted(recorded.items()):
+        if untold := _untold(parts, quick[day], [EXPECTATION_ROLE, *relevant.get(day, ())]):
+            to_read.setdefault(untold, []).append(day)
+    now: dict[date, InputParts] = {}
+    for untold, days in to_read.items():
+        now |= input_fingerprints(warehouse, job, days, roles=untold)
     for day in now.keys() & relevant.keys():
-        if changed := [role for role in relevant[day] if recorded[day].get(role) != now[day][role]]:
+        if changed := [role for role in relevant[day] if role in _changed(recorded[day], now[day])]:
             reasons[day] = f"{STALE_PREFIX}{', '.join(changed)} changed since"
-    changed_expectations = {day for day, parts in now.items() if _expectation(parts) != _expectation(recorded[day])}
+    changed_expectations = {day for day, parts in now.items() if EXPECTATION_ROLE in _changed(recorded[day], parts)}
     return Staleness(
         reasons=reasons,
         to_recount=frozenset(changed_expectations | unrecorded | judged_by_others),
         without_inputs=without_inputs,
+        read_roles=to_read,
+        renewed_parts={
+            day: {**recorded[day], **renewed}
+            for day, parts in now.items()
+            if (renewed := _renewed_quick_parts(recorded[day], parts, quick[day]))
+        },
     )
 
 
-def _are_the_same(recorded: InputParts, quick: InputParts, roles: Collection[str]) -> bool:
-    """Whether the quick fingerprints already tell that nothing has changed in these roles."""
-    names = [quick_role(role) for role in roles]
-    return all(name in quick and recorded.get(name) == quick[name] for name in names)
+def _untold(recorded: InputParts, quick: InputParts, roles: Collection[str]) -> frozenset[str]:
+    """Return the roles of which the quick fingerprints do not tell that nothing has changed."""
+    return frozenset(
+        role for role in roles if (name := quick_role(role)) not in quick or recorded.get(name) != quick[name]
+    )
+
+
+def _changed(recorded: InputParts, now: InputParts) -> list[str]:
+    """Return the roles that were read whose rows are not those recorded."""
+    return [role for role, part in now.items() if recorded.get(role) != part]
+
+
+def _renewed_quick_parts(recorded: InputParts, now: InputParts, quick: InputParts) -> dict[str, str]:
+    """Return the quick parts of the roles that were read and are unchanged: they were read before the rows were."""
+    unchanged = (role for role in now if recorded.get(role) == now[role])
+    return {name: quick[name] for role in unchanged if (name := quick_role(role)) in quick}
 
 
 def relevant_roles(job: Job, built_from: str) -> list[str]:
@@ -103,7 +126,3 @@ def relevant_roles(job: Job, built_from: str) -> list[str]:
     used = [names.index(name) for name in split_label(built_from) if name in names]
     last = max(used, default=len(names) - 1)
     return [*(source_role(name) for name in names[: last + 1]), *(f"input {declared.name}" for declared in job.inputs)]
-
-
-def _expectation(parts: InputParts) -> str | None:
-    return parts.get(EXPECTATION_ROLE)

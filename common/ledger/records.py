@@ -181,6 +181,18 @@ class Checkpoint:
     inputs: str
     checkpointed_at: datetime
     input_parts: Mapping[str, str] | None = None  #: fingerprints by role of the table; None if not recorded
+    target_quick: str | None = None  #: quick fingerprint of the target's rows when they were last read; None if unknown
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RenewedProof:
+    """What was found unchanged of a checkpoint, with the quick fingerprints from before it was read. None: nothing."""
+
+    job: str
+    day: date
+    run_id: str  #: of the checkpoint
+    target_quick: str | None = None
+    input_parts: Mapping[str, str] | None = None  #: all parts of the checkpoint, some of them renewed
 
 
 class CheckpointedCount(NamedTuple):

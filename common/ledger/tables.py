@@ -211,6 +211,7 @@ checkpoints = Table(
     Column("checksum", String(64), nullable=False),
     Column("inputs", String(64), nullable=False),
     Column("input_parts", JSON),  #: null in a checkpoint of a version that did not record them
+    Column("target_quick", String(64)),  #: quick fingerprint of the target's rows when they were last read
     Column("checkpointed_at", UtcDateTime, nullable=False),
     CheckConstraint("verdict IN ('complete', 'accepted', 'forced')", name="verdict"),
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 
 from gated_backfill.common.errors import UserError
@@ -72,6 +73,8 @@ class PublishResult:
     published: frozenset[date]  #: the target now holds exactly the staged rows
     conflicting: frozenset[date] = frozenset()  #: not replaced: another writer changed the partition since staging
     lost: frozenset[date] = frozenset()  #: not replaced: the staged file is gone or has changed
+    #: Quick fingerprints of published dates, from before their rows were confirmed; without those that have none.
+    quick_fingerprints: Mapping[date, str] = field(default_factory=dict[date, str], compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,12 +62,11 @@ def _reasons(
 ) -> tuple[Mapping[date, str], str | None]:
     """Return the reasons of the stale dates, and why sources and inputs were not compared."""
     from gated_backfill.common.audit.staleness import find_other_versions, find_stale_dates
-    from gated_backfill.common.model.tables import TableName
     from gated_backfill.common.warehouse.table_checks import check_tables
 
     try:
         warehouse = open_warehouse()
-        if warehouse.quick_fingerprints(TableName.parse(job.target.table), job.target.date_column, ()) is None:
+        if warehouse.bills_reads:
             return find_other_versions(job, checkpoints), BILLED
         check_tables(warehouse, job)  # a table that is not here is no changed one
         staleness = find_stale_dates(job, checkpoints, warehouse)

@@ -76,11 +76,14 @@ def _tables_of(job: Job, roles: Collection[str] | None) -> list[InputTable]:
 
 def _part(table: InputTable, day: date, fingerprints: Mapping[date, str], *also: str) -> str:
     """Hash the fingerprints of the day and its lookback, oldest first, after further texts."""
-    read = (fingerprints[day - ONE_DAY * n] for n in range(table.lookback_days, -1, -1))
-    return _hash([*also, *read])[:PART_LENGTH]
+    return _hash([*also, *(fingerprints[day_read] for day_read in _days_read(table, day))])[:PART_LENGTH]
 
 
-def fingerprint_scans(job: Job, days: Sequence[date]) -> list[Scan]:
+def _days_read(table: InputTable, day: date) -> list[date]:
+    return [day - ONE_DAY * n for n in range(table.lookback_days, -1, -1)]
+
+
+def fingerprint_scans(job: Job, days: Sequence[date], *, roles: Collection[str] | None = None) -> list[Scan]:
     """The scans that `input_fingerprints` takes."""
     return [
         Scan(
@@ -90,7 +93,7 @@ def fingerprint_scans(job: Job, days: Sequence[date]) -> list[Scan]:
             columns=_columns_to_scan(partitions, tables),
             time_zone=partitions.time_zone,
         )
-        for partitions, tables in _by_partitions(input_tables(job)).items()
+        for partitions, tables in _by_partitions(_tables_of(job, roles)).items()
     ]
 
 
@@ -118,20 +121,21 @@ def quick_fingerprints(
 ) -> dict[date, dict[str, str]]:
     """Like `input_fingerprints`, from the warehouse's quick fingerprints, under names of their own.
 
-    While such a part is the same, so is the part of its role: nothing has to be read. Without quick fingerprints, the
-    days have no parts.
+    While such a part is the same, so is the part of its role: nothing has to be read. A day has no part of a role
+    about which the warehouse can tell nothing.
     """
     parts: dict[date, dict[str, str]] = {day: {} for day in days}
-    for partitions, tables in _by_partitions(_tables_of(job, roles)).items():
-        days_read = days_with_lookback(days, partitions.lookback_days)
-        name = TableName.parse(partitions.table)
-        fingerprints = warehouse.quick_fingerprints(name, partitions.date_column, days_read)
-        if fingerprints is None:
-            return parts
+    by_table: dict[tuple[str, str], list[InputTable]] = {}
+    for table in _tables_of(job, roles):
+        by_table.setdefault((table.table, table.date_column), []).append(table)
+    for (name, date_column), tables in by_table.items():
+        days_read = days_with_lookback(days, max(table.lookback_days for table in tables))
+        fingerprints = warehouse.quick_fingerprints(TableName.parse(name), date_column, days_read)
         for table in tables:
             columns = "*" if table.columns is None else ",".join(sorted(table.columns))
             for day in days:
-                parts[day][quick_role(table.role)] = _part(table, day, fingerprints, columns)
+                if all(day_read in fingerprints for day_read in _days_read(table, day)):
+                    parts[day][quick_role(table.role)] = _part(table, day, fingerprints, columns)
     return parts
 
 

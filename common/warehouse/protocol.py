@@ -290,6 +290,11 @@ class Warehouse(Backups, Protocol):
         ...
 
     @property
+    def bills_reads(self) -> bool:
+        """Whether reading rows costs money, so that it is avoided where quick fingerprints tell enough."""
+        ...
+
+    @property
     def max_dates_per_publication(self) -> int | None:
         """How many dates `publish` takes at once; None for any number."""
         ...
@@ -519,10 +524,11 @@ class Warehouse(Backups, Protocol):
         """
         ...
 
-    def quick_fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str] | None:
-        """Return, for each day, a value that stays the same only while the partition's rows do, without reading rows.
+    def quick_fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
+        """Return, without reading rows, a value for each day that stays the same only while the partition's rows do.
 
-        It may change although no row does. None for a warehouse without such values.
+        It may change although no row does. A day is left out when nothing can be told about it, and so are all days of
+        a table whose rows may change unseen. Raises like `query`.
         """
         ...
 

@@ -9,7 +9,7 @@ from gated_backfill.common.model.scheduling.limits import RateLimit
 from gated_backfill.common.warehouse.protocol import QueryStaging, Warehouse
 
 #: The tokens of each call, about its number of jobs in BigQuery. A publication reads the target, loads staged rows,
-#: replaces partitions, and reads again.
+#: replaces partitions, and reads their metadata and their rows.
 TOKENS_BY_CALL: Mapping[str, int] = {
     "query": 1,
     "query_in_order": 1,
@@ -20,11 +20,12 @@ TOKENS_BY_CALL: Mapping[str, int] = {
     "estimate_bytes": 1,
     "fingerprints": 1,
     "column_fingerprints": 1,
+    "quick_fingerprints": 1,
     "matching_dates": 1,
     "find_publications": 1,
     "now": 1,
     "check_host": 1,
-    "publish": 4,
+    "publish": 5,
     "raise_fence": 1,
     "replaced_partitions": 1,
     "check_restorable": 1,
@@ -47,11 +48,11 @@ TOKENS_BY_CALL: Mapping[str, int] = {
 #: Calls that run no job, and attributes: cached descriptions of tables, creating and dropping tables.
 CALLS_WITHOUT_TOKENS = frozenset(
     {
+        "bills_reads",
         "max_dates_per_publication",
         "max_rows_per_count",
         "query_staging",
         "describe",
-        "quick_fingerprints",
         "create_table",
         "refresh_schema",
         "add_columns",

@@ -107,11 +107,11 @@ def preflight_scans(job: Job, plan: Plan) -> list[Scan]:
         scans.append(replace(target, columns={"day": target.date_column}))
     if measured_days := [step.day for step in steps if step.expected and step.action is not PlanAction.DONE]:
         scans += prerequisite_scans(job, measured_days)
-    if plan.compared_days:
-        scans += fingerprint_scans(job, plan.compared_days)
+    for roles, days_read in plan.read_roles.items():
+        scans += fingerprint_scans(job, days_read, roles=roles)
     if plan.recounted_days:
         scans += [expectation_scan(job, plan.recounted_days).rows(), target_scan(job, plan.recounted_days).rows()]
-    return [*scans, _target_scan(job, days)]
+    return [*scans, *([_target_scan(job, plan.hashed_days)] if plan.hashed_days else [])]
 
 
 def date_scans(job: Job, day: date) -> list[Scan]:

@@ -12,8 +12,9 @@ from functools import partial
 from typing import Any
 
 from gated_backfill.common.audit.staleness import Staleness, find_stale_dates
+from gated_backfill.common.audit.target_proofs import TargetProofs, compare_with_target
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.ledger import Checkpoint, DateRow, Ledger, UndoneDate
+from gated_backfill.common.ledger import Checkpoint, DateRow, Ledger, RenewedProof, UndoneDate
 from gated_backfill.common.ledger.states import INCOMPLETE_DATES
 from gated_backfill.common.model.coverage import (
     NO_FLOOR,
@@ -139,8 +140,11 @@ class Plan:
     steps: tuple[PlanStep, ...]
     notes: tuple[str, ...]
     has_calendar: bool = False  #: whether a calendar table can validate the expectation
-    compared_days: tuple[date, ...] = ()  #: checkpointed dates whose inputs were compared with the recorded ones
+    hashed_days: tuple[date, ...] = ()  #: checkpointed dates whose rows in the target were read
+    #: By the roles of tables, the checkpointed dates for which they were read, to compare them with those recorded.
+    read_roles: Mapping[frozenset[str], Sequence[date]] = field(default_factory=dict[frozenset[str], Sequence[date]])
     recounted_days: tuple[date, ...] = ()  #: checkpointed dates whose published entities were counted again
+    renewed_proofs: tuple[RenewedProof, ...] = ()  #: what was read and found unchanged, for the launch to record
     #: The dates that were checkpointed when this was planned, with the runs that did so.
     checkpointed_by: Mapping[date, str] = field(default_factory=dict[date, str])
 
@@ -195,7 +199,8 @@ class PlanMeasurements:
     latest_outcomes: Mapping[date, DateRow]  #: each date's row in its latest run; empty when failed dates are rebuilt
     changed_days: Set[date] = frozenset()  #: checkpointed dates whose rows were changed since
     published: Mapping[date, int] = field(default_factory=dict[date, int])  #: where the expectation has changed since
-    staleness: Staleness = field(default_factory=Staleness)  #: of the checkpointed dates
+    proofs: TargetProofs = field(default_factory=TargetProofs)  #: of the checkpointed dates
+    staleness: Staleness = field(default_factory=Staleness)  #: of those whose rows are unchanged
     floors: Mapping[date, ExpectationFloor] = field(default_factory=dict[date, ExpectationFloor])
     null_entities: Mapping[date, int] = field(default_factory=dict[date, int])  #: rows of the expectation without one
     contradictions: Mapping[date, str] = field(default_factory=dict[date, str])  #: see `DateExpectation`
@@ -252,14 +257,10 @@ def make_plan(request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledge
         steps=ordered,
         notes=(*missing_tables.notes(job), *_undone_notes(steps), *_stale_notes(steps, measured)),
         has_calendar=not missing_tables.calendar,
-        compared_days=tuple(
-            day
-            for day in request.days
-            if day not in measured.changed_days
-            and (checkpoint := measured.checkpoints.get(day)) is not None
-            and checkpoint.input_parts is not None
-        ),
+        hashed_days=measured.proofs.read_days,
+        read_roles=measured.staleness.read_roles,
         recounted_days=tuple(measured.published),
+        renewed_proofs=tuple(_renewed_proofs(job, measured)),
         checkpointed_by=measured.checkpointed_by,
     )
 
@@ -308,7 +309,8 @@ def _measure_range(
     span = enclosing_range(days)
     calendar = read_calendar(warehouse, job, days)
     checkpointed_counts, checkpoints = _list_checkpoints(request, span, job, ledger)
-    changed_days = _find_changed_days(days, job, warehouse, checkpoints)
+    proofs = compare_with_target(job, {day: checkpoints[day] for day in days if day in checkpoints}, warehouse)
+    changed_days = frozenset(checkpoints).intersection(days) - proofs.unchanged
     proven = {day: checkpoints[day] for day in days if day in checkpoints and day not in changed_days}
     staleness = find_stale_dates(job, proven, warehouse)
     return PlanMeasurements(
@@ -319,6 +321,7 @@ def _measure_range(
         checkpoints=checkpoints,
         checkpointed_by={day: checkpoint.run_id for day, checkpoint in checkpointed_counts.items()},
         changed_days=changed_days,
+        proofs=proofs,
         staleness=staleness,
         published=_count_published(job, proven, staleness, counts.expected, warehouse),
         floors=measure_floors(
@@ -360,13 +363,18 @@ def _list_checkpoints(
     return checkpoints, {day: checkpoint for day, checkpoint in checkpoints.items() if day not in rebuilt}
 
 
-def _find_changed_days(
-    days: Sequence[date], job: Job, warehouse: Warehouse, checkpoints: Mapping[date, Checkpoint]
-) -> frozenset[date]:
-    """The checkpointed days whose rows in the target no longer match the checkpoint."""
-    checksums = {day: checkpoints[day].checksum for day in days if day in checkpoints}
-    target = TableName.parse(job.target.table)
-    return frozenset(checksums) - warehouse.matching_dates(target, job.target.date_column, checksums)
+def _renewed_proofs(job: Job, measured: PlanMeasurements) -> list[RenewedProof]:
+    quick, parts = measured.proofs.renewed, measured.staleness.renewed_parts
+    return [
+        RenewedProof(
+            job=job.name,
+            day=day,
+            run_id=measured.checkpoints[day].run_id,
+            target_quick=quick.get(day),
+            input_parts=parts.get(day),
+        )
+        for day in sorted(quick.keys() | parts.keys())
+    ]
 
 
 def _count_published(

@@ -73,7 +73,7 @@ def release_interrupted_runs(job: Job, request: RunRequest, context: CommandCont
 
 
 def plan_launch(launch: Launch, job: Job, context: CommandContext) -> Plan:
-    """Plan a launch.
+    """Plan a launch, and record what was found unchanged, so that the next plan need not read it.
 
     Raises `DatesInUse` when another active run has one of its dates, `HostError` when a folder can't be written,
     `NotAllowed` when the warehouse says that nothing can be published to the target, and `UserError` for a target that
@@ -82,6 +82,7 @@ def plan_launch(launch: Launch, job: Job, context: CommandContext) -> Plan:
     context.settings.check_not_own_table(job.target.table)
     _check_folders(job, context)
     plan = make_plan(launch.request, job, context.warehouse, context.ledger)
+    context.ledger.checkpoints.renew(plan.renewed_proofs)
     if not launch.preflight:
         plan = build_blocked_dates(plan)
         check_steps_to_build(plan.steps, job, context.warehouse)

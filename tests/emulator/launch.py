@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -25,7 +26,7 @@ from bqemulator.scripting.interpreter import ScriptInterpreter
 from bqemulator.sql import inner_query
 from bqemulator.sql.parameters import _extract_value
 from bqemulator.sql.translator import SQLTranslator
-from bqemulator.storage import engine
+from bqemulator.storage import engine, partition_state
 from bqemulator.storage.sql_identifiers import quoted_table_ref, schema_name
 from bqemulator.storage.type_map import bq_schema_to_duckdb_columns
 from sqlglot.dialects.dialect import Dialect
@@ -33,6 +34,8 @@ from sqlglot.expressions.core import POSITION_META_KEYS
 
 PARAMETER = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|`[^`]*`|--[^\n]*|/\*.*?\*/|@@\w+)|@(\w+)""", re.DOTALL)
 RANDOM_NAME = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+GRANULARITIES = {"DAY": "%Y%m%d", "HOUR": "%Y%m%d%H", "MONTH": "%Y%m", "YEAR": "%Y"}
 BOUND_AS_IT_IS = ("INT64", "INTEGER", "BOOL", "BOOLEAN", "STRING")
 
 
@@ -196,6 +199,27 @@ def add_columns_to_the_rows_too() -> None:
         catalog.update_table = adding(catalog.update_table)
 
 
+def tell_when_partitions_changed() -> None:
+    """It gives every partition the time at which its table was made: give it one that changes when its rows do."""
+    list_partitions = partition_state._list_time_partitions
+
+    def listed(database: Any, table: Any, reference: str) -> Any:
+        partitions = list_partitions(database, table, reference)
+        column, form = table.time_partitioning.field, GRANULARITIES[table.time_partitioning.type]
+        if column is None:
+            return partitions
+        contents = database.execute(
+            f"""SELECT strftime("{column}", '{form}'), CAST(SUM(CAST(hash(t) % 1000000000 AS BIGINT)) AS BIGINT)"""
+            f" FROM {reference} AS t GROUP BY 1"
+        ).fetchall()
+        moments = {day: EPOCH + timedelta(milliseconds=content % 10**12) for day, content in contents}
+        return tuple(
+            one.model_copy(update={"last_modified_time": moments.get(one.partition_id, EPOCH)}) for one in partitions
+        )
+
+    partition_state._list_time_partitions = listed
+
+
 def forget_tables_made_by_half() -> None:
     """Killed while it makes a table, it would find one that it does not know, and fail whoever makes it again."""
     hydrate = DuckDBCatalogRepository._hydrate_tables
@@ -223,4 +247,5 @@ if __name__ == "__main__":
     refuse_a_job_id_that_was_used()
     forget_tables_made_by_half()
     add_columns_to_the_rows_too()
+    tell_when_partitions_changed()
     main()

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping
 from datetime import date, timedelta
+from typing import Any
+
+import pytest
 
 from gated_backfill.common.errors import QueryFailed
 from gated_backfill.common.ledger import DateState, RunState
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.runs.stale_dates import BILLED, find_stale_dates_of_runs
+from gated_backfill.common.warehouse.bigquery.client import BigQueryConnection
 from gated_backfill.producer.demo.season import INCIDENT, load_season
 from gated_backfill.producer.planning.plan import Reprocess
 from tests.emulator import Emulator
 from tests.lab import Lab, players
 
 TARGET = "nba_precompute.player_composite_factors"
+SPAN = ("--start-date", "2024-01-01", "--end-date", "2024-01-02")
 JOB = ("--job", "player_composite_factors")
 AROUND_THE_INCIDENT = DateRange(start=date(2023, 2, 16), through=date(2023, 2, 26))
 WEEKS_BEFORE = DateRange(start=date(2023, 1, 15), through=date(2023, 2, 28))  #: all that its dates look back at
@@ -65,3 +73,92 @@ def test_a_failed_publication_leaves_table_and_checkpoints_as_they_were(bigquery
     again = bigquery_lab.run(days, "probe", reprocess=Reprocess.ALL)
     assert again.run.state is RunState.SUCCEEDED
     assert len(bigquery_lab.table_bytes("probe.probe")) == 3
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[date]]]:
+    """The queries over all of some rows, each as the table and the dates; the newest last."""
+    seen: list[tuple[str, list[date]]] = []
+    query = BigQueryConnection.query
+
+    def record(self: BigQueryConnection, sql: str, params: Mapping[str, Any]) -> Any:
+        if "FARM_FINGERPRINT" in sql:
+            seen.append((re.findall(r"`test-project\.(\w+\.\w+)`", sql)[0], list(params["days"])))
+        return query(self, sql, params)
+
+    monkeypatch.setattr(BigQueryConnection, "query", record)
+    return seen
+
+
+def actions(lab: Lab, days: list[date]) -> list[str]:
+    return [step.action.value for step in lab.plan(days, "probe").steps]
+
+
+def test_a_plan_reads_the_rows_only_of_dates_that_something_has_written(
+    bigquery_lab: Lab, emulator: Emulator, hashed: list[tuple[str, list[date]]]
+) -> None:
+    days = [date(2024, 1, 1) + timedelta(days=n) for n in range(3)]
+    bigquery_lab.probe_all(days, players(20))
+    assert bigquery_lab.run(days, "probe").run.state is RunState.SUCCEEDED
+
+    hashed.clear()
+    assert actions(bigquery_lab, days) == ["done"] * 3
+    assert hashed == []
+
+    emulator.run("UPDATE probe.probe SET value = value + 1 WHERE day = '2024-01-02' AND name LIKE '%7'")
+    assert actions(bigquery_lab, days) == ["done", "build", "done"]
+    assert {(table, *days_read) for table, days_read in hashed} == {("probe.probe", days[1])}
+
+    hashed.clear()
+    emulator.run("UPDATE probe.first SET value = value + 1 WHERE day = '2024-01-03'")
+    assert actions(bigquery_lab, days) == ["done", "build", "stale"]
+    assert {(table, *days_read) for table, days_read in hashed} == {("probe.probe", days[1]), ("probe.first", days[2])}
+
+
+def test_what_was_read_once_and_is_unchanged_is_not_read_again(
+    bigquery_lab: Lab, hashed: list[tuple[str, list[date]]]
+) -> None:
+    days = [date(2024, 1, 1), date(2024, 1, 2)]
+    bigquery_lab.probe_all(days, players(20))
+    bigquery_lab.run(days, "probe")
+    bigquery_lab.change_ledger("UPDATE checkpoints SET target_quick = NULL")  # as an earlier version wrote them
+    look, audit = ("plan", "--job", "probe", *SPAN), ("coverage", "--job", "probe", *SPAN)
+
+    for ran in (bigquery_lab.inside(*look), bigquery_lab.inside(*look), bigquery_lab.inside(*audit)):
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert hashed.pop() == ("probe.probe", days)  # only looking records nothing
+
+    assert bigquery_lab.inside(*audit, "--flag-incomplete").returncode == 0
+    assert hashed.pop() == ("probe.probe", days)
+    hashed.clear()
+    for ran in (bigquery_lab.inside(*look), bigquery_lab.inside(*audit), bigquery_lab.inside(*audit, "--json")):
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert hashed == []
+
+    assert bigquery_lab.inside(*audit, "--full").returncode == 0
+    assert hashed == [("probe.probe", days)]
+
+
+def test_a_launch_records_what_its_plan_has_read(bigquery_lab: Lab, hashed: list[tuple[str, list[date]]]) -> None:
+    days = [date(2024, 1, 1), date(2024, 1, 2)]
+    bigquery_lab.probe_all(days, players(20))
+    bigquery_lab.run(days, "probe")
+    recorded = bigquery_lab.ledger.checkpoints.list_checkpoints("probe", days[0], days[1])
+    forgotten = {
+        day: {k: v for k, v in (c.input_parts or {}).items() if "quick" not in k} for day, c in recorded.items()
+    }
+    for day, parts in forgotten.items():
+        bigquery_lab.change_ledger(
+            "UPDATE checkpoints SET input_parts = :parts, target_quick = 'of rows written again' WHERE day = :day",
+            parts=json.dumps(parts),
+            day=day.isoformat(),
+        )
+
+    assert actions(bigquery_lab, days) == ["done"] * 2
+
+    for day, renewed in bigquery_lab.ledger.checkpoints.list_checkpoints("probe", days[0], days[1]).items():
+        assert renewed.target_quick == recorded[day].target_quick
+        assert forgotten[day].items() < (renewed.input_parts or {}).items() <= (recorded[day].input_parts or {}).items()
+    hashed.clear()
+    assert actions(bigquery_lab, days) == ["done"] * 2
+    assert hashed == []

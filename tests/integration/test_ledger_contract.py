@@ -7,7 +7,7 @@ import signal
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
@@ -30,6 +30,7 @@ from gated_backfill.common.ledger import (
     Ledger,
     NewAlert,
     NewDate,
+    RenewedProof,
     Run,
     RunAction,
     RunState,
@@ -836,6 +837,37 @@ def test_gates_that_checkpoint_at_once_prove_a_date_once(ledger: Ledger, run: Ru
     published_date(ledger, run, FEB_23)
     results = at_once(4, lambda _: ledger.checkpoints.write(run.id, [FEB_23]))
     assert sorted(results) == [[], [], [], [FEB_23]]
+
+
+def quick_of(ledger: Ledger) -> dict[date, str | None]:
+    checkpoints = ledger.checkpoints.list_checkpoints(JOB, FEB_23, FEB_25)
+    return {day: checkpoint.target_quick for day, checkpoint in checkpoints.items()}
+
+
+def test_a_checkpoint_records_the_quick_fingerprint_of_its_rows_if_there_is_one(ledger: Ledger, run: Run) -> None:
+    for day in (FEB_23, FEB_24):
+        published_date(ledger, run, day)
+    known = {FEB_23: "q", FEB_25: "of a date that is not checkpointed"}
+    assert sorted(ledger.checkpoints.write(run.id, DAYS, quick_fingerprints=known)) == [FEB_23, FEB_24]
+    assert quick_of(ledger) == {FEB_23: "q", FEB_24: None}
+
+
+def test_what_was_found_unchanged_is_recorded_in_the_checkpoint_that_was_compared(ledger: Ledger, run: Run) -> None:
+    for day in (FEB_23, FEB_24):
+        checkpointed_date(ledger, run, day)
+    before = ledger.checkpoints.list_checkpoints(JOB, FEB_23, FEB_25)
+    proof = RenewedProof(job=JOB, day=FEB_23, run_id=run.id, target_quick="q", input_parts={"source": "s"})
+    of_another = replace(proof, day=FEB_24, run_id="a run whose checkpoint was replaced")
+
+    for _ in range(2):
+        ledger.checkpoints.renew([proof, of_another, replace(proof, day=FEB_25), replace(proof, job="teams")])
+
+    after = ledger.checkpoints.list_checkpoints(JOB, FEB_23, FEB_25)
+    assert after == before | {FEB_23: replace(before[FEB_23], target_quick="q", input_parts={"source": "s"})}
+    ledger.checkpoints.renew([RenewedProof(job=JOB, day=FEB_23, run_id=run.id, target_quick="r")])
+    assert ledger.checkpoints.list_checkpoints(JOB, FEB_23, FEB_23)[FEB_23].input_parts == {"source": "s"}
+    assert quick_of(ledger) == {FEB_23: "r", FEB_24: None}
+    ledger.checkpoints.renew([])
 
 
 def test_verdicts_are_recorded_on_staged_dates_only(ledger: Ledger, run: Run) -> None:

@@ -50,7 +50,7 @@ def test_nothing_is_stale_that_did_not_change(built: Lab) -> None:
     plan = plan_of(built)
     assert actions(plan) == [PlanAction.DONE, PlanAction.DONE]
     assert plan.notes == ()
-    assert (plan.compared_days, plan.recounted_days) == (tuple(DAYS), ())
+    assert (plan.read_roles, plan.recounted_days) == ({}, ())
 
 
 def test_a_date_whose_expectation_has_grown_is_built_again(built: Lab) -> None:

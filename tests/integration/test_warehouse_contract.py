@@ -470,6 +470,44 @@ def changed_days(before: dict[date, str], after: dict[date, str]) -> list[date]:
 # -- publishing ---------------------------------------------------------------------------------------------------
 
 
+def test_a_quick_fingerprint_is_the_same_while_the_rows_are_and_changes_with_them(warehouse: Warehouse) -> None:
+    load(warehouse, FEB_23, FEB_24)
+    before = warehouse.quick_fingerprints(TABLE, "day", DAYS)
+    assert before.keys() == set(DAYS)
+    assert warehouse.quick_fingerprints(TABLE, "day", DAYS) == before
+
+    load(warehouse, FEB_24, score=2.0)  # as many rows, of the same size
+    after = warehouse.quick_fingerprints(TABLE, "day", DAYS)
+    assert {day for day in DAYS if after[day] != before[day]} == {FEB_24}
+
+    load(warehouse, FEB_25)
+    assert warehouse.quick_fingerprints(TABLE, "day", [FEB_25]) != {FEB_25: before[FEB_25]}
+
+
+def test_a_quick_fingerprint_changes_when_a_date_is_published_or_loses_its_rows(
+    warehouse: Warehouse, staging: Staging
+) -> None:
+    publish(warehouse, staged(staging, FEB_23), staged(staging, FEB_24))
+    before = warehouse.quick_fingerprints(TABLE, "day", DAYS)
+
+    publish(warehouse, staged(staging, FEB_24, score=3.0), publication="run-2/0")
+    published = warehouse.quick_fingerprints(TABLE, "day", DAYS)
+    assert {day for day in DAYS if published[day] != before[day]} == {FEB_24}
+
+    assert restore(warehouse, "run-2") == {FEB_24}
+    restore(warehouse, "run-1")
+    gone = warehouse.quick_fingerprints(TABLE, "day", DAYS)
+    assert gone[FEB_23] != before[FEB_23]
+    assert gone[FEB_25] == before[FEB_25]  # never had rows
+
+
+def test_a_table_that_does_not_exist_has_the_same_quick_fingerprint_on_each_look(warehouse: Warehouse) -> None:
+    found = warehouse.quick_fingerprints(MISSING, "day", DAYS)
+    assert found.keys() == set(DAYS)
+    assert warehouse.quick_fingerprints(MISSING, "day", DAYS) == found
+    assert warehouse.quick_fingerprints(MISSING, "day", []) == {}
+
+
 def test_publishing_makes_the_table_and_replaces_a_date_wholly(warehouse: Warehouse, staging: Staging) -> None:
     assert publish(warehouse, staged(staging, FEB_23, players=187)) == published(FEB_23)
     assert publish(warehouse, staged(staging, FEB_23, players=5, attempt=2)) == published(FEB_23)

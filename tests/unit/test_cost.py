@@ -84,12 +84,15 @@ def test_a_date_is_measured_fingerprinted_and_read() -> None:
 
 
 def test_planning_compares_checkpointed_dates_with_their_tables() -> None:
-    counts = [*COUNT_SOURCES, ("planned", "day e seats"), ("target", "*")]  # also of the dates around
-    compared = plan_of(PlanAction.DONE, PlanAction.DONE, compared_days=(DAY, NEXT), recounted_days=(NEXT,))
+    counts = [*COUNT_SOURCES, ("planned", "day e seats")]  # also of the dates around
+    roles = {frozenset({"expectation", "input weather"}): [DAY], frozenset({"source flown"}): [NEXT]}
+    compared = plan_of(PlanAction.DONE, PlanAction.DONE, hashed_days=(DAY,), read_roles=roles, recounted_days=(NEXT,))
 
     scans = preflight_scans(JOB, compared)
 
-    assert read(scans) == sorted([*counts, *FINGERPRINTS, ("planned", "day e seats"), ("target", "day e seats")])
+    recounted = [("planned", "day e seats"), ("target", "day e seats")]
+    assert read(scans) == sorted([*counts, *FINGERPRINTS, *recounted, ("target", "*")])
+    assert [scan.dates[0].start for scan in scans if read([scan]) == [("target", "*")]] == [DAY]
     assert read(preflight_scans(JOB, plan_of(PlanAction.DONE))) == sorted(counts)
     assert read(preflight_scans(JOB, plan_of(PlanAction.BUILD))) == sorted([*counts, *PREREQUISITES])
 

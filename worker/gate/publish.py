@@ -32,16 +32,21 @@ def publish_and_checkpoint(window: LeasedWindow, passing: Sequence[DateRow]) -> 
         fingerprints_when_staged={row.day: row.target_before or "" for row in passing},
         publication=window.publication,
     )
-    checkpoint_published(window, result.published)
+    checkpoint_published(window, result.published, result.quick_fingerprints)
     return result
 
 
-def checkpoint_published(window: LeasedWindow, days: Collection[date]) -> None:
-    """Checkpoint dates whose target holds exactly their staged rows, and delete their staged files."""
+def checkpoint_published(
+    window: LeasedWindow, days: Collection[date], quick_fingerprints: Mapping[date, str] | None = None
+) -> None:
+    """Checkpoint dates whose target holds exactly their staged rows, and delete their staged files.
+
+    `quick_fingerprints` of the target, as far as they are known, are from before these rows were confirmed.
+    """
     run, ledger = window.run, window.deps.ledger
     window.renew_lease()  # another gate may have requeued a date, whose rows will then be different ones
     ledger.dates.move_dates(run.id, days, expect=DateState.STAGED, to=DateState.PUBLISHED, gate=window.holder)
-    checkpointed = ledger.checkpoints.write(run.id, days, gate=window.holder)
+    checkpointed = ledger.checkpoints.write(run.id, days, gate=window.holder, quick_fingerprints=quick_fingerprints)
     window.deps.staging.delete(run.id, frozenset(checkpointed))
     log.info("dates_checkpointed", count=len(checkpointed))
 

@@ -13,6 +13,7 @@ from sqlalchemy import (
     RowMapping,
     Update,
     and_,
+    bindparam,
     delete,
     exists,
     func,
@@ -26,7 +27,7 @@ from sqlalchemy.exc import IntegrityError
 
 from gated_backfill.common.errors import DatesInUse, LeaseTakenOver, UndoInProgress
 from gated_backfill.common.ledger.database import LedgerStore, next_generation, window_leased_by
-from gated_backfill.common.ledger.records import Checkpoint, CheckpointedCount, Run, UndoneDate
+from gated_backfill.common.ledger.records import Checkpoint, CheckpointedCount, RenewedProof, Run, UndoneDate
 from gated_backfill.common.ledger.rows import UNDONE_DATE, checkpoint_from_row, date_transition, undone_from_row
 from gated_backfill.common.ledger.states import DateState, RunAction
 from gated_backfill.common.ledger.stores.actions import record_action
@@ -37,13 +38,28 @@ from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.process.clock import utcnow
 
 MAX_RUNS_PER_QUERY = 500
+#: The checkpoint of a date, if it is still that of the run.
+IS_CHECKPOINT = and_(
+    checkpoints.c.job == bindparam("of_job"),
+    checkpoints.c.day == bindparam("of_day"),
+    checkpoints.c.run_id == bindparam("of_run"),
+)
 
 
 class CheckpointStore(LedgerStore):
     """At most one checkpoint for each job and date, and the undo of a run's checkpoints."""
 
-    def write(self, run_id: str, days: Collection[date], *, gate: tuple[int, str] | None = None) -> list[date]:
+    def write(
+        self,
+        run_id: str,
+        days: Collection[date],
+        *,
+        gate: tuple[int, str] | None = None,
+        quick_fingerprints: Mapping[date, str] | None = None,
+    ) -> list[date]:
         """Checkpoint published dates with a passing verdict and clear their flags; returns the dates it checkpointed.
+
+        `quick_fingerprints` are those of the target's rows, of some dates, from before the rows were confirmed.
 
         `gate` (window number and owner): write only while that gate has the window's lease. This is the only way to
         write a new checkpoint, in one transaction; dates in any other state are left as they are.
@@ -75,6 +91,8 @@ class CheckpointStore(LedgerStore):
             _keep_replaced(connection, run_id, earlier)
             connection.execute(delete(checkpoints).where(earlier))
             connection.execute(_insert_checkpoints(run_id, passed_days, now))
+            known = {day: quick for day, quick in (quick_fingerprints or {}).items() if day in passed_days}
+            _record_quick_fingerprints(connection, [(job, day, run_id, quick) for day, quick in known.items()])
             clear_open_flags(connection, job, passed_days, run_id, now)
             connection.execute(
                 update(run_dates)
@@ -82,6 +100,30 @@ class CheckpointStore(LedgerStore):
                 .values(date_transition(DateState.PUBLISHED, DateState.CHECKPOINTED, {}))
             )
         return passed_days
+
+    def renew(self, renewed: Collection[RenewedProof]) -> None:
+        """Record what was found to be unchanged, so that it need not be read again.
+
+        A checkpoint that was replaced or withdrawn meanwhile stays as it is. May be repeated.
+        """
+        quick = [
+            (proof.job, proof.day, proof.run_id, proof.target_quick)
+            for proof in renewed
+            if proof.target_quick is not None
+        ]
+        parts = [proof for proof in renewed if proof.input_parts is not None]
+        if not quick and not parts:
+            return
+        with self._write() as connection:
+            _record_quick_fingerprints(connection, quick)
+            if parts:
+                connection.execute(
+                    update(checkpoints).where(IS_CHECKPOINT).values(input_parts=bindparam("parts")),
+                    [
+                        _checkpoint_key(proof.job, proof.day, proof.run_id) | {"parts": proof.input_parts}
+                        for proof in parts
+                    ],
+                )
 
     def list_checkpoints(self, job: str, start: date, through: date) -> dict[date, Checkpoint]:
         """Return the job's checkpoints of a range of dates, by day; both ends are included."""
@@ -323,6 +365,19 @@ def _insert_checkpoints(run_id: str, days: Sequence[date], now: datetime) -> Ins
         .where(run_dates.c.run_id == run_id, run_dates.c.day.in_(days))
     )
     return insert(checkpoints).from_select(list(columns), query)
+
+
+def _record_quick_fingerprints(connection: Connection, rows: Sequence[tuple[str, date, str, str]]) -> None:
+    """Record the quick fingerprint, the last of each row, in checkpoints, given by job, day and run."""
+    if rows:
+        connection.execute(
+            update(checkpoints).where(IS_CHECKPOINT).values(target_quick=bindparam("quick")),
+            [_checkpoint_key(job, day, run_id) | {"quick": quick} for job, day, run_id, quick in rows],
+        )
+
+
+def _checkpoint_key(job: str, day: date, run_id: str) -> dict[str, Any]:
+    return {"of_job": job, "of_day": day, "of_run": run_id}
 
 
 def _without_replacer(row: Mapping[Any, Any]) -> dict[str, Any]:

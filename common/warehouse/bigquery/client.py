@@ -12,6 +12,7 @@ from concurrent.futures import TimeoutError as JobTimeout
 from contextlib import contextmanager
 from datetime import date, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,12 @@ class BigQueryConnection:
         config.dry_run = True
         config.use_query_cache = False
         return self.client.query(sql, config, retry=self.retry, timeout=REQUEST_SECONDS, job_retry=None)
+
+    def get_resource(self, path: str) -> dict[str, Any]:
+        """Return the resource at a path of the API for which the client has no method. Raises the client's errors."""
+        connection = self.client._connection  # pyright: ignore[reportPrivateUsage] - as all of its methods do
+        request = partial(connection.api_request, method="GET", path=path, timeout=REQUEST_SECONDS)
+        return self.retry(request)()
 
     def run_script(
         self, name: str, sql: str, params: Mapping[str, Any], *, has_effect: Callable[[], bool] = lambda: True

@@ -49,6 +49,7 @@ class BigQueryPublications(BigQueryUndo):
         check_partition_limit(target, days)
         checksums = {staged.day: staged.checksum for staged in files}
         published = self._published_as_staged(target, date_column, checksums)
+        quick: dict[date, str] = {}
         unreadable: frozenset[date] = frozenset()
         replaced = False
         for is_table in (False, True):  # a window has rows of one kind, unless its job was changed meanwhile
@@ -60,11 +61,15 @@ class BigQueryPublications(BigQueryUndo):
                 self._replace_partitions(target, date_column, intact, source, fingerprints_when_staged, publication)
                 replaced = True
         if replaced:
+            quick = self.quick_fingerprints(target, date_column, days)  # first: they may only be older than the rows
             published = self._published_as_staged(target, date_column, checksums)
         elif files:
             self._record.renew_lease(publication_lease(publication), target)
         return PublishResult(
-            published=published, conflicting=days - published - unreadable, lost=unreadable - published
+            published=published,
+            conflicting=days - published - unreadable,
+            lost=unreadable - published,
+            quick_fingerprints={day: quick[day] for day in published & quick.keys()},
         )
 
     def raise_fence(self, target: TableName, run: str, *, window: int | None, generation: int) -> None:

@@ -38,6 +38,7 @@ from gated_backfill.common.warehouse.bigquery.parameters import (
     scan_statement,
     staged_rows_statement,
 )
+from gated_backfill.common.warehouse.bigquery.partition_metadata import PartitionMetadata
 from gated_backfill.common.warehouse.bigquery.publication_record import PublicationRecord
 from gated_backfill.common.warehouse.bigquery.query_staging import BigQueryQueryStaging
 from gated_backfill.common.warehouse.bigquery.schema import check_column_names
@@ -63,6 +64,8 @@ from gated_backfill.common.warehouse.sql import parameter_names, table_names
 class BigQueryQueries:
     """Descriptions, queries and fingerprints; see `Warehouse`."""
 
+    bills_reads = True
+
     def __init__(self, address: BigQueryAddress, limits: WarehouseLimits | None = None, *, http: Any = None) -> None:
         """`http` replaces the authorised session that requests go through."""
         self._jobs = BigQueryConnection(address, limits or WarehouseLimits(), http)
@@ -70,6 +73,7 @@ class BigQueryQueries:
         self._staged = StagingTables(self._jobs, self._tables)
         self._record = PublicationRecord(self._jobs, self._tables)
         self.query_staging: QueryStaging | None = BigQueryQueryStaging(self._jobs, self._tables, self._build_query)
+        self._metadata = PartitionMetadata(self._jobs, self._tables)
 
     def describe(self, table: TableName) -> TableInfo | None:
         return self._tables.describe(table)
@@ -151,8 +155,8 @@ class BigQueryQueries:
         with translate_bigquery_errors("the dry run", table=str(scan.table), needs=READ_PERMISSIONS):
             return self._jobs.dry_run(statement, bound)
 
-    def quick_fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> None:
-        return None
+    def quick_fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
+        return self._metadata.quick_fingerprints(table, date_column, days)
 
     def now(self) -> datetime:
         return self._time_after(timedelta())

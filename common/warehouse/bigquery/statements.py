@@ -46,6 +46,12 @@ def quoted_table(own_project: str, table: TableName) -> QuotedSql:
     return QuotedSql(f"`{full_name(own_project, table)}`")
 
 
+def quoted_partitions_view(own_project: str, table: TableName) -> QuotedSql:
+    """Return the view with what BigQuery knows of the partitions of the table's dataset."""
+    dataset = full_name(own_project, table).removesuffix(f".{table.table}")
+    return QuotedSql(f"`{dataset}.INFORMATION_SCHEMA.PARTITIONS`")
+
+
 def quoted_column(name: str) -> QuotedSql:
     return QuotedSql(f"`{validate_identifier(name, 'column name')}`")
 

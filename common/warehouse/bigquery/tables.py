@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from google.api_core.exceptions import Conflict, NotFound, PreconditionFailed
@@ -21,12 +22,22 @@ from gated_backfill.common.warehouse.bigquery.statements import (
     full_name,
     quoted_column,
     quoted_columns,
+    quoted_partitions_view,
     quoted_table,
 )
 from gated_backfill.common.warehouse.protocol import TableInfo, missing_columns
 
 DESCRIPTION_CACHE_SECONDS = 30.0
 CREATE_PERMISSIONS = "bigquery.datasets.create, bigquery.tables.create"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableDescription:
+    """A table as it was when it was last looked at."""
+
+    read_at: float  #: by this machine's monotonic clock
+    remote: bigquery.Table
+    info: TableInfo
 
 
 class BigQueryTables:
@@ -36,25 +47,30 @@ class BigQueryTables:
         self._jobs = jobs
         self._project = jobs.address.project
         self.own_dataset = jobs.address.dataset  #: of the bookkeeping tables
-        self._descriptions: dict[TableName, tuple[float, TableInfo]] = {}
+        self._descriptions: dict[TableName, TableDescription] = {}
         self._datasets: dict[bigquery.DatasetReference, float] = {}  #: when they were last seen to exist
 
     # -- descriptions ---------------------------------------------------------------------------------------
 
     def describe(self, table: TableName) -> TableInfo | None:
         """Describe the table; None when it does not exist."""
+        description = self.describe_remote(table)
+        return None if description is None else description.info
+
+    def describe_remote(self, table: TableName) -> TableDescription | None:
+        """Describe the table with all that BigQuery says of it; None when it does not exist."""
         cached = self._descriptions.get(table)
-        if cached is not None and time.monotonic() - cached[0] < DESCRIPTION_CACHE_SECONDS:
-            return cached[1]
+        if cached is not None and time.monotonic() - cached.read_at < DESCRIPTION_CACHE_SECONDS:
+            return cached
         with translate_bigquery_errors("looking at the table", table=str(table), needs="bigquery.tables.get"):
             try:
                 remote = self.get(table)
             except NotFound:
                 self._descriptions.pop(table, None)
                 return None
-        info = table_info(table, remote)
-        self._descriptions[table] = (time.monotonic(), info)
-        return info
+        description = TableDescription(read_at=time.monotonic(), remote=remote, info=table_info(table, remote))
+        self._descriptions[table] = description
+        return description
 
     def require(self, table: TableName) -> TableInfo:
         """Describe the table. Raises `TableNotFound` when it does not exist."""
@@ -109,6 +125,10 @@ class BigQueryTables:
 
     def quoted(self, table: TableName) -> QuotedSql:
         return quoted_table(self._project, table)
+
+    def quoted_partitions_view(self, table: TableName) -> QuotedSql:
+        """Return the view with what BigQuery knows of the partitions of the table's dataset."""
+        return quoted_partitions_view(self._project, table)
 
     def partitions(self, table: TableName, date_column: str, columns: Iterable[str]) -> Partitions:
         """Return the names that statements on the table's partitions need."""

@@ -76,6 +76,7 @@ T = TypeVar("T")
 class LocalWarehouse(LocalPublications):
     """Tables of Parquet files; see `Warehouse`. Safe for several processes and threads at once."""
 
+    bills_reads = False
     max_dates_per_publication: int | None = None
 
     def __init__(self, root: Path, *, limits: WarehouseLimits | None = None) -> None:

@@ -53,6 +53,12 @@ STYLES = {
 @json_option
 @click.option("--every-date", is_flag=True, help="A line for every date, including complete ones.")
 @click.option(
+    "--full",
+    is_flag=True,
+    help="Read all published rows, also those of which the warehouse's metadata tells that nothing has written them "
+    "since they were last read. Where reading is free, this is always done.",
+)
+@click.option(
     "--flag-incomplete",
     is_flag=True,
     help="Flag the incomplete, missing, duplicated, invalid and changed dates for `backfill run --flagged`, and clear "
@@ -67,6 +73,7 @@ def coverage(
     last_days: int | None,
     as_json: bool,
     every_date: bool,
+    full: bool,
     flag_incomplete: bool,
 ) -> None:
     """Compare the rows of each date, by any writer, with the current expectation.
@@ -85,7 +92,9 @@ def coverage(
     days = resolve_audit_days(start_date, end_date, dates, last_days, today_in(time_zone))
     context = open_context(read_settings(), only_looks=not flag_incomplete)
     max_names = ALL_NAMES if as_json else MISSING_NAMES_SHOWN
-    audit = audit_dates(find_job(job), days, context.warehouse, context.ledger, max_names=max_names, find_stale=True)
+    audit = audit_dates(
+        find_job(job), days, context.warehouse, context.ledger, max_names=max_names, find_stale=True, reads_all=full
+    )
     flags = record_audit(audit, context.ledger, current_user(context.settings)) if flag_incomplete else None
     if as_json:
         print_json(_audit_json(audit, flags))
