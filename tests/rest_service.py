@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ STATUS = {  # of an answer, for the reason of a job's error
     "internalError": 500,
     "stopped": 400,
 }
+CONFLICT = "Transaction is aborted due to concurrent update against table"
 Rows = tuple[Mapping[str, str], list[tuple[Any, ...]]]  #: the columns with their types, and the rows
 
 
@@ -117,6 +119,17 @@ class Service:
     def slow(self, job: str, polls: int) -> None:
         """Jobs with ids that begin so have their effect, and are done, when they are looked at for the last time."""
         self._slow[job] = polls
+
+    def hold(self, job: str) -> None:
+        """Jobs with ids that begin so run until `let_go`."""
+        self._slow[job] = sys.maxsize
+
+    def let_go(self, job: str) -> None:
+        """Jobs with ids that begin so have their effect when they are looked at again, and later ones at once."""
+        self._slow.pop(job, None)
+        for name, one in self.jobs.items():
+            if name.startswith(job):
+                one.polls = 0
 
     def _now(self) -> datetime:
         return datetime.now(UTC) + self.ahead
@@ -207,7 +220,9 @@ class Service:
         self.jobs[name] = job
         job.polls = next((polls for prefix, polls in self._slow.items() if name.startswith(prefix)), 0)
         answer = _resource(job)  # as it was when it was made: running
-        if not job.polls:
+        if self._conflicts(job):
+            job.done, job.error = True, {"reason": "invalidQuery", "message": f"{CONFLICT} {PROJECT}:a.b"}
+        elif not job.polls:
             self._finish(job)
         return answer
 
@@ -218,6 +233,11 @@ class Service:
         reference = {"projectId": PROJECT, "jobId": uuid4().hex, "location": request.body["location"]}
         self._start({"jobReference": reference, "configuration": request.configuration}, None)
         return self._results(self.jobs[reference["jobId"]])
+
+    def _conflicts(self, job: Job) -> bool:
+        """Whether another transaction that is under way deletes from a table from which this one does."""
+        running = [one for one in self.jobs.values() if one is not job and not one.done]
+        return any(_deletes_from(one) & _deletes_from(job) for one in running)
 
     def _finish(self, job: Job) -> None:
         """The job's effect: whole, or an error and none."""
@@ -385,6 +405,13 @@ def route(method: str, path: str) -> tuple[str, Callable[..., Any], tuple[str, .
 
 def _place_of(reference: Mapping[str, Any]) -> dict[str, str]:
     return {"project": reference["projectId"], "dataset": reference["datasetId"]}
+
+
+def _deletes_from(job: Job) -> set[str]:
+    sql = job.configuration.get("query", {}).get("query", "")
+    if "BEGIN TRANSACTION" not in sql:
+        return set()
+    return {table for table, kind in rules.changed_tables(sql) if kind == "delete"}
 
 
 def _resource(job: Job) -> dict[str, Any]:

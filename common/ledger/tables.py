@@ -244,6 +244,8 @@ targets = Table(
     Column("job", String(128), nullable=False),
     Column("run_id", String(40), ForeignKey("runs.id"), nullable=False),  #: the run that claimed it
     Column("claimed_at", UtcDateTime, nullable=False),
+    Column("publisher", String(128)),  #: gate that publishes to it; null when none does, or none needs to say so
+    Column("publisher_until", UtcDateTime),  #: end of its lease
 )
 
 #: Dates in which an audit found something wrong; the next checkpoint of a date clears its flag.

@@ -300,6 +300,14 @@ class Warehouse(Backups, Protocol):
         ...
 
     @property
+    def publications_conflict(self) -> bool:
+        """Whether publications to one table at the same time abort each other, so that gates should take turns.
+
+        An aborted one is retried, and changes nothing before: taking turns only saves its time.
+        """
+        ...
+
+    @property
     def max_rows_per_count(self) -> int | None:
         """How many staged rows, of several dates, one query should count at most; None for any number."""
         ...

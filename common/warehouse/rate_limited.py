@@ -50,6 +50,7 @@ CALLS_WITHOUT_TOKENS = frozenset(
     {
         "bills_reads",
         "max_dates_per_publication",
+        "publications_conflict",
         "max_rows_per_count",
         "query_staging",
         "describe",

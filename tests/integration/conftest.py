@@ -10,6 +10,8 @@ from tests.lab import bigquery_lab as bigquery_lab
 from tests.lab import lab as lab
 from tests.rest_lab import double as double
 from tests.rest_lab import rest_warehouse as rest_warehouse
+from tests.rest_tables import filled as filled
+from tests.rest_tables import rest_lab as rest_lab
 
 
 @pytest.fixture

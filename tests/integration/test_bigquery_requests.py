@@ -3,54 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from datetime import date, timedelta
+from collections.abc import Sequence
 from math import ceil
-from pathlib import Path
 
 import pytest
 
 from gated_backfill.common.ledger import RunState
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.warehouse.bigquery import tables
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from gated_backfill.producer.planning.plan import Reprocess
 from gated_backfill.worker.dates.process import process_dates
 from gated_backfill.worker.gate.gate import GateOutcome, close_window
 from tests import rest_rules as rules
-from tests.lab import PROBE_TYPES, Lab, LocalTables, made_lab, players, probe_rows
-from tests.rest_lab import URL, opened
+from tests.lab import PROBE_TYPES, Lab, players, probe_rows
 from tests.rest_service import Request
-from tests.rest_tables import FilledDouble
+from tests.rest_tables import FilledDouble, days_from, with_sources
 
-FIRST = date(2023, 1, 1)
 JOBS = ("jobs.query", "jobs.insert", "jobs.upload")  #: the requests that start a job each
 TEN_YEARS = 3650
-
-
-@pytest.fixture
-def filled() -> FilledDouble:
-    return FilledDouble()
-
-
-@pytest.fixture
-def rest_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filled: FilledDouble) -> Iterator[Lab]:
-    """A lab over the double. A process describes each table once, however long the test takes."""
-    monkeypatch.setattr(tables, "DESCRIPTION_CACHE_SECONDS", 3600.0)
-    for module in ("producer.context", "worker.dependencies"):
-        path = f"gated_backfill.{module}.open_warehouse"
-        monkeypatch.setattr(path, lambda url, limits=None: opened(filled.double))
-    yield from made_lab(tmp_path, monkeypatch, LocalTables(tmp_path), warehouse=URL)
-
-
-def days_from(count: int) -> list[date]:
-    return [FIRST + timedelta(days=n) for n in range(count)]
-
-
-def with_sources(filled: FilledDouble, days: Sequence[date]) -> None:
-    """The expectation of the probe job, and its first source; the second does not exist."""
-    for name in ("expected", "first"):
-        filled.fill(TableName("probe", name), probe_rows(days, players(5)), PROBE_TYPES, "day")
 
 
 def asked(filled: FilledDouble) -> tuple[int, int]:

@@ -323,6 +323,51 @@ def test_one_of_two_jobs_that_claim_a_target_at_once_gets_it(ledger: Ledger, sam
     assert owner.run_id in opened
 
 
+# -- the lease on publishing to a target --
+
+
+def claim_publishing(
+    ledger: Ledger, owner: str, *, lease: timedelta = LEASE, is_dead: Callable[[str], bool] = everyone_lives
+) -> bool:
+    return ledger.targets.claim_publishing("nba.factors", owner, utcnow() + lease, is_dead=is_dead)
+
+
+def test_one_gate_at_a_time_publishes_to_a_target(ledger: Ledger) -> None:
+    ledger.runs.open_run(new_run(target="nba.factors"))
+    ledger.runs.open_run(new_run(job="twin", target="nba.other"))
+    assert claim_publishing(ledger, "first")
+    assert not claim_publishing(ledger, "second")
+    assert claim_publishing(ledger, "first"), "which extends its lease"
+    assert ledger.targets.claim_publishing("nba.other", "second", soon(), is_dead=everyone_lives)
+    ledger.targets.release_publishing("nba.factors", "second")
+    assert not claim_publishing(ledger, "second"), "it released what it did not have"
+    ledger.targets.release_publishing("nba.factors", "first")
+    assert claim_publishing(ledger, "second")
+    owner = ledger.targets.get_owner("nba.factors")
+    assert owner is not None
+    assert owner.job == JOB
+
+
+def test_a_gate_that_is_lost_keeps_nobody_from_publishing(ledger: Ledger, lost: Lost) -> None:
+    ledger.runs.open_run(new_run(target="nba.factors"))
+    assert claim_publishing(ledger, "old", lease=lost.lease)
+    assert claim_publishing(ledger, "new", is_dead=lost.is_dead)
+    ledger.targets.release_publishing("nba.factors", "old")
+    assert not claim_publishing(ledger, "other"), "the old gate ended the lease of the new one"
+
+
+def test_one_of_several_gates_that_take_the_lease_at_once_gets_it(ledger: Ledger, lost: Lost) -> None:
+    ledger.runs.open_run(new_run(target="nba.factors"))
+    assert claim_publishing(ledger, "old", lease=lost.lease)
+    taken = at_once(4, lambda n: claim_publishing(ledger, f"gate-{n}", is_dead=lambda owner: owner == "old"))
+    assert taken.count(True) == 1
+
+
+def test_a_table_that_no_run_has_claimed_is_not_waited_for(ledger: Ledger) -> None:
+    assert claim_publishing(ledger, "first")
+    assert claim_publishing(ledger, "second")
+
+
 def test_a_run_whose_dates_the_plan_ended_finishes_at_once(ledger: Ledger) -> None:
     run = ledger.runs.open_run(new_run(dates=(NewDate(day=FEB_23, state=DateState.SKIPPED),)))
     ledger.runs.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)

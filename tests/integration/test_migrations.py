@@ -25,7 +25,8 @@ from gated_backfill.common.ledger.connections import make_engine
 from gated_backfill.common.ledger.migration import MIGRATIONS, migrate
 from gated_backfill.common.ledger.revisions import HEAD_REVISION
 from gated_backfill.common.ledger.tables import metadata
-from tests.builders import FEB_23, FEB_25, new_run, race
+from gated_backfill.common.process.clock import utcnow
+from tests.builders import FEB_23, FEB_25, LEASE, everyone_lives, new_run, race
 
 
 @pytest.fixture
@@ -142,6 +143,28 @@ def test_the_dates_of_a_run_that_a_version_before_has_undone_are_undone(empty_ur
     assert {day: (one.run_id, one.by, one.restored) for day, one in undone_dates.items()} == {
         FEB_23: ("r", "ada", True)
     }
+
+
+def test_a_target_that_a_version_before_has_claimed_has_a_free_lease(empty_url: str, engine: Engine) -> None:
+    with engine.begin() as connection:
+        prepared = config()
+        prepared.attributes["connection"] = connection
+        command.upgrade(prepared, "0013")
+        columns = "id, job, job_version, options, requested, requested_by, first_date, last_date, created_at, state"
+        values = "'r', 'players', '1', '{}', '', '', '2023-02-23', '2023-02-23', '2023-02-23 00:00:00', 'running'"
+        connection.execute(text(f"INSERT INTO runs ({columns}) VALUES ({values})"))
+        values = "'nba.factors', 'players', 'r', '2023-02-23 00:00:00'"
+        connection.execute(text(f"INSERT INTO targets (target, job, run_id, claimed_at) VALUES ({values})"))
+    engine.dispose()
+
+    ledger = open_ledger(empty_url)
+    until = utcnow() + LEASE
+    taken = [
+        ledger.targets.claim_publishing("nba.factors", owner, until, is_dead=everyone_lives) for owner in ("a", "b")
+    ]
+    ledger.close()
+
+    assert taken == [True, False]
 
 
 def migrate_and_count_runs(wait: Callable[[], object], url: str) -> int:

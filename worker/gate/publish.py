@@ -11,6 +11,7 @@ from gated_backfill.common.ledger import DateRow, DateState
 from gated_backfill.common.ledger.rows import NOT_COMPARED
 from gated_backfill.common.model.publication import PublishResult, StagedFile
 from gated_backfill.common.model.tables import TableName
+from gated_backfill.worker.gate.publish_lease import publishing_lease
 from gated_backfill.worker.gate.verdicts import JudgedDates
 from gated_backfill.worker.gate.window import LeasedWindow
 
@@ -24,14 +25,15 @@ def publish_and_checkpoint(window: LeasedWindow, passing: Sequence[DateRow]) -> 
     if not passing:
         return PublishResult(published=frozenset())
     target = window.job.target
-    window.renew_lease()
-    result = window.deps.warehouse.publish(
-        TableName.parse(target.table),
-        target.date_column,
-        [row.staged_file() for row in passing],
-        fingerprints_when_staged={row.day: row.target_before or "" for row in passing},
-        publication=window.publication,
-    )
+    with publishing_lease(window):
+        window.renew_lease()
+        result = window.deps.warehouse.publish(
+            TableName.parse(target.table),
+            target.date_column,
+            [row.staged_file() for row in passing],
+            fingerprints_when_staged={row.day: row.target_before or "" for row in passing},
+            publication=window.publication,
+        )
     checkpoint_published(window, result.published, result.quick_fingerprints)
     return result
 

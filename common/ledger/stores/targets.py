@@ -1,7 +1,11 @@
-"""Targets: which job each target table belongs to. The table's primary key allows one job only."""
+"""Targets: which job each target table belongs to, and which gate publishes to it.
+
+The table's primary key allows one job only.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -27,12 +31,16 @@ class TargetOwner:
 
 
 class TargetStore(LedgerStore):
-    """The owners of target tables. A run claims its target when it is opened, see `claim_target`."""
+    """The owners of target tables, and the leases of the gates that publish to them.
+
+    A run claims its target when it is opened, see `claim_target`.
+    """
 
     def get_owner(self, target: str) -> TargetOwner | None:
         """Return the owner of the table; None when no run has claimed it."""
+        columns = select(targets.c.target, targets.c.job, targets.c.run_id, targets.c.claimed_at)
         with self._read() as connection:
-            row = connection.execute(select(targets).where(targets.c.target == target)).mappings().one_or_none()
+            row = connection.execute(columns.where(targets.c.target == target)).mappings().one_or_none()
         return None if row is None else TargetOwner(**row)
 
     def list_targets(self, job: str) -> list[TableName]:
@@ -40,6 +48,34 @@ class TargetStore(LedgerStore):
         with self._read() as connection:
             names = connection.execute(select(targets.c.target).where(targets.c.job == job).order_by(targets.c.target))
             return [TableName.parse(name) for name in names.scalars()]
+
+    def claim_publishing(self, target: str, owner: str, until: datetime, *, is_dead: Callable[[str], bool]) -> bool:
+        """Take the lease on publishing to the table, for one gate at a time, or extend it to `until`.
+
+        Returns False while another gate has it that is neither dead nor past its lease. A table that no run has claimed
+        has no lease to wait for.
+        """
+        is_target = targets.c.target == target
+        with self._read() as connection:
+            columns = select(targets.c.publisher, targets.c.publisher_until).where(is_target)
+            row = connection.execute(columns).one_or_none()
+        if row is None:
+            return True
+        if row.publisher not in (None, owner) and row.publisher_until >= utcnow() and not is_dead(row.publisher):
+            return False
+        is_unchanged = (
+            targets.c.publisher.is_not_distinct_from(row.publisher),
+            targets.c.publisher_until.is_not_distinct_from(row.publisher_until),
+        )
+        with self._write_one(durable=False) as connection:
+            change = update(targets).where(is_target, *is_unchanged)
+            return bool(connection.execute(change.values(publisher=owner, publisher_until=until)).rowcount)
+
+    def release_publishing(self, target: str, owner: str) -> None:
+        """End the owner's lease on publishing to the table, if it still has it."""
+        is_own = (targets.c.target == target, targets.c.publisher == owner)
+        with self._write_one(durable=False) as connection:
+            connection.execute(update(targets).where(*is_own).values(publisher=None, publisher_until=None))
 
 
 def claim_target(connection: Connection, run_id: str, new: NewRun) -> None:

@@ -33,6 +33,7 @@ class BigQueryPublications(BigQueryUndo):
     """Publishing of a BigQuery warehouse; see `Warehouse`."""
 
     max_dates_per_publication: int | None = MAX_PARTITIONS_PER_JOB
+    publications_conflict: bool = True
     max_rows_per_count: int | None = None
 
     def publish(

@@ -78,6 +78,7 @@ class LocalWarehouse(LocalPublications):
 
     bills_reads = False
     max_dates_per_publication: int | None = None
+    publications_conflict: bool = False
 
     def __init__(self, root: Path, *, limits: WarehouseLimits | None = None) -> None:
         self.root = root
