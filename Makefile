@@ -76,7 +76,7 @@ CHAOS = $(BIN)/python -m tests.faults.chaos --seed $(SEED) --lanes $(LANES)
 chaos: $(READY) $(EMULATOR_READY)  ## run seeded schedules of kills, freezes and failures: [SCHEDULES=1000] [MINUTES=n] [SEED=s] [LANES=2]
 	$(CHAOS) --schedules $(SCHEDULES) $(if $(MINUTES),--minutes $(MINUTES))
 
-chaos-mutants: $(READY)  ## check that these schedules detect a tool that is broken on purpose
+chaos-mutants: $(READY) $(EMULATOR_READY)  ## check that these schedules detect a tool that is broken on purpose
 	$(CHAOS) --mutants
 
 recovery: $(READY)  ## measure how long a run stands still when a worker, the broker or the ledger is lost

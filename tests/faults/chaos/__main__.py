@@ -29,7 +29,7 @@ def main() -> int:
     asked = _arguments()
     kept = Path(tempfile.mkdtemp(prefix="backfill-chaos-failed-"))
     try:
-        with started_services(kept, bigquery=not asked.mutants) as services, ExitStack() as stack:
+        with started_services(kept, bigquery=True) as services, ExitStack() as stack:
             lanes = [stack.enter_context(Lane(services)) for _ in range(asked.lanes)]
             return _mutants(lanes, asked) if asked.mutants else _schedules(lanes, asked)
     finally:
@@ -80,7 +80,7 @@ def _mutants(lanes: list[Lane], asked: argparse.Namespace) -> int:
         results = _until_caught(lanes, name, asked)
         survivors += not any(result.violations for result in results)
         _say(mutant_line(name, results))
-    control = list(run_all(lanes, _local(asked.seed, 20, None), slots=asked.slots))
+    control = list(run_all(lanes, _showing(asked.seed, 20, None), slots=asked.slots))
     bad = [result for result in control if _failed(result)]
     _say(f"{'no mutant':26} {len(control)} schedules, {len(bad)} failed")
     for result in bad:
@@ -94,7 +94,7 @@ def _until_caught(lanes: list[Lane], name: str, asked: argparse.Namespace) -> li
     caught = False
 
     def orders() -> Iterator[Order]:
-        for order in _local(asked.seed, MUTANT_SCHEDULES, name):
+        for order in _showing(asked.seed, MUTANT_SCHEDULES, name):
             if caught:
                 return
             yield order
@@ -107,10 +107,10 @@ def _until_caught(lanes: list[Lane], name: str, asked: argparse.Namespace) -> li
     return sorted(results, key=lambda result: result.seed)
 
 
-def _local(first: int, count: int, mutant: str | None) -> Iterator[Order]:
-    """Schedules on the local warehouse: what is broken is the same for both, and this one is the faster."""
+def _showing(first: int, count: int, mutant: str | None) -> Iterator[Order]:
+    """The first schedules that may show the mutant; without one, of the local warehouse."""
     schedules = ((seed, make_schedule(seed)) for seed in itertools.count(first))
-    seeds = (seed for seed, schedule in schedules if schedule.warehouse == "local" and can_show(mutant, schedule))
+    seeds = (seed for seed, schedule in schedules if can_show(mutant, schedule))
     for seed in itertools.islice(seeds, count):
         yield Order(seed=seed, mutant=mutant, patience=MUTANT_PATIENCE) if mutant else Order(seed=seed)
 

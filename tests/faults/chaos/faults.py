@@ -24,6 +24,7 @@ from tests.faults.chaos import others
 from tests.faults.chaos import schedule as of
 from tests.faults.chaos.schedule import BEAT, DATES, GATE, PRODUCER, Fault
 from tests.faults.chaos.shapes import OLD_DAYS, Day
+from tests.faults.chaos.world import open_tables
 
 BROKER = "broker"
 HELD = "held back "  #: before the name of a queue whose messages wait
@@ -135,6 +136,7 @@ class Carrier:
             of.ORDER: self._order,
             of.CLOCK: _shift_clock,
             of.COPY: self._copy_ledger,
+            of.SPOIL: self._spoil,
         }
 
     def __call__(self, fault: Fault, number: int, at_hand: date | None) -> None:
@@ -207,6 +209,9 @@ class Carrier:
         if fault.target == of.LATER:
             self._place.copies.touch()
             self._place.ask(release=True, after=of.LATER_SECONDS)
+
+    def _spoil(self, fault: Fault) -> None:
+        open_tables(self._warehouse_url).spoil_staged()
 
     def _delay(self, fault: Fault) -> None:
         self._place.ask(release=True, after=fault.amount)

@@ -7,7 +7,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.faults.chaos.schedule import CLEANUP, TO_THE_END, UNDO, Schedule
+from tests.faults.chaos.schedule import CLEANUP, SPOIL, TO_THE_END, UNDO, Schedule
 
 
 def checkpoint_before_publish() -> None:
@@ -240,6 +240,18 @@ def retention_by_folder_time() -> None:
     UndoFolder.delete_expired = delete_expired
 
 
+def staging_table_believed() -> None:
+    """A staging table is published without a check that its content is still what was staged."""
+    from gated_backfill.common.warehouse.bigquery import transactions
+    from gated_backfill.common.warehouse.bigquery.query_staging import BigQueryQueryStaging
+
+    def believe(self: BigQueryQueryStaging, staged: Sequence[Any], columns: Any) -> dict[date, str]:
+        return {rows.day: rows.checksum for rows in staged}
+
+    BigQueryQueryStaging.read_staged_contents = believe
+    transactions.CHOOSE_UNCHANGED = transactions.CHOOSE_UNCHANGED.replace("AND s.content = w.staged", "")
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     "checkpoint-before-publish": checkpoint_before_publish,
     "no-duplicate-guard": no_duplicate_guard,
@@ -255,11 +267,19 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "fencing-ignored": fencing_ignored,
     "ledger-believed": ledger_believed_about_deletions,
     "retention-by-folder-time": retention_by_folder_time,
+    "staging-table-believed": staging_table_believed,
 }
 
 
 def can_show(mutant: str | None, schedule: Schedule) -> bool:
-    """Whether the schedule may show the mutant: all may, except for what only a long frozen command shows."""
+    """Whether the schedule may show the mutant.
+
+    All on the local warehouse may, the faster one, except for what only BigQuery or a long frozen command shows.
+    """
+    if mutant == "staging-table-believed":
+        return schedule.warehouse == "bigquery" and any(fault.action == SPOIL for fault in schedule.faults)
+    if schedule.warehouse != "local":
+        return False
     if mutant != "fencing-ignored":
         return True
     return any(fault.role in (UNDO, CLEANUP) and fault.target == TO_THE_END for fault in schedule.faults)

@@ -124,6 +124,7 @@ class Points:
         from gated_backfill.common.broker.dispatcher import CeleryDispatcher
         from gated_backfill.common.ledger.database import LedgerStore
         from gated_backfill.common.storage.staging import Staging
+        from gated_backfill.common.warehouse.bigquery.query_staging import BigQueryQueryStaging
         from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
         from gated_backfill.common.warehouse.local.loading import LoadingFolder
         from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
@@ -138,6 +139,8 @@ class Points:
                     own = f"_{name}" if name == "exchange_prepared" else name
                     if hasattr(warehouse, own):
                         self.wrap(warehouse, own, point)
+            elif kind == "query_staging":
+                self.wrap(BigQueryQueryStaging, name, point)
             elif kind == "loading":  # each partition's change
                 self.wrap(LoadingFolder, f"_{name}", point)
             elif kind == "staging":

@@ -93,6 +93,8 @@ def prepare(
         del os.environ[name]
     os.environ.update(environment)
     os.chdir(place.folder)
+    if schedule.sql:
+        _take_sql_job()
     shorten(schedule.lease)
     if schedule.strangers:
         _be_a_stranger()
@@ -102,6 +104,13 @@ def prepare(
     Points(role, schedule.faults, counters, carrier).install()
     if mutant is not None:
         MUTANTS[mutant]()
+
+
+def _take_sql_job() -> None:
+    """Find the SQL job under the name of the one in Python."""
+    import chaos_jobs
+
+    chaos_jobs.CHAOS = chaos_jobs.CHAOS_SQL
 
 
 def _be_a_stranger() -> None:

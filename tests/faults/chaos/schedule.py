@@ -60,10 +60,29 @@ OF_CLEANUP = (
     | {"warehouse.back_up": 2, "warehouse.read_backup": 1, "warehouse.delete_backed_up": 4}
     | {"warehouse.restore_backup": 3, "warehouse.row_counts": 1, "warehouse.fingerprints": 1, "ledger.commit": 1}
 )
+#: What a SQL job calls where a Python job calls something else; the points of a schedule of a SQL job.
+OF_SQL = {
+    "local": {
+        "job.process": "warehouse.query_in_order",
+        "warehouse.read": "warehouse.query_in_order",
+        "staging.write": "staging.write_parts",
+    },
+    "bigquery": {
+        "job.process": "query_staging.stage_query",
+        "warehouse.read": "bigquery.query",
+        "staging.write": "query_staging.stage_query",
+        "staging.open": "query_staging.read_staged_contents",
+        "staging.quarantine": "query_staging.keep_staged",
+    },
+}
+SPOILED_AT = {"ledger.claim_window": 1, "ledger.renew_window": 2, "ledger.record_verdicts": 1, "warehouse.publish": 1}
 POINTS = tuple(
     sorted(
-        {*OF_DATES, *OF_GATE, *OF_PRODUCER, *OF_BEAT, *OF_UNDO, *OF_CLEANUP}.union(
-            *OTHERS_AT_GATE.values(), *OTHERS_AT.values(), *OF_FILES.values()
+        {*SPOILED_AT, *OF_DATES, *OF_GATE, *OF_PRODUCER, *OF_BEAT, *OF_UNDO, *OF_CLEANUP}.union(
+            *OTHERS_AT_GATE.values(),
+            *OTHERS_AT.values(),
+            *OF_FILES.values(),
+            *(points.values() for points in OF_SQL.values()),
         )
     )
 )
@@ -82,6 +101,7 @@ FILL = "fill the staging disk"
 ORDER = "give an order"  #: a command of the user's about every run that is on
 CLOCK = "shift the clock"  #: that this process sees, until its task ends
 WRITE = "another program writes a date"  #: of the target
+SPOIL = "another program changes the staged rows"  #: in every staging table
 COPY = "copy the ledger"  #: to put the copy in its place later
 TO_THE_END = "self, to the end"  #: of a freeze: until everything else was done
 AT_HAND = -1.0  #: in place of the number of a date: the one that the call is about, if that is known
@@ -89,6 +109,7 @@ AT_HAND = -1.0  #: in place of the number of a date: the one that the call is ab
 RUN = "run"
 OPERATIONS = ("undo", "rebuild", "cleanup", "twice", "put_back", "a_month_later")  #: fields of a schedule
 LEASE_SECONDS = {"local": 4.0, "bigquery": 25.0}  #: of a date; see `periods`
+SQL_SHARE = {"local": 0.15, "bigquery": 0.6}  #: of the schedules, whose job is a query
 LATER = "once a window is closed"  #: when copies of messages may arrive
 LATER_SECONDS = 3.0  #: after which they arrive in any case
 LONGER_SECONDS = 1.2  #: that something is frozen for than a lease lasts
@@ -126,6 +147,7 @@ class Fault:
             FILL: f"fill the staging disk for {self.amount:g} s",
             CLOCK: f"shift the clock by {self.amount:+g} s",
             COPY: "copy the ledger",
+            SPOIL: "another program changes the rows in every staging table",
             WRITE: f"another program writes {self._date_in_words()} with {self.target}",
         }[self.action]
         return f"{self.role}, {when} {which} of {self.point}: {detail}"
@@ -140,6 +162,7 @@ class Schedule:
     shape: tuple[Day, ...]
     ledger: str  #: sqlite or postgres
     warehouse: str  #: local or bigquery
+    sql: bool = False  #: whether the job is a query
     window: int
     per_task: str  #: dates a task, as the command is told
     in_flight: int
@@ -166,7 +189,8 @@ class Schedule:
 
     def in_words(self) -> list[str]:
         kinds = ", ".join(f"{day.kind.value}{' slow' if day.slow else ''}" for day in self.shape)
-        more = ["no pre-flight"] if not self.preflight else []
+        more = ["a SQL job"] if self.sql else []
+        more += ["no pre-flight"] if not self.preflight else []
         more += ["every process on a host of its own"] if self.strangers else []
         more += ["a rival run"] if self.rival else []
         more += ["an older ledger after the run"] if self.put_back == RUN else []
@@ -206,7 +230,20 @@ def make_schedule(seed: int, *, emulated_one_in: int = 16) -> Schedule:
     faults = [_fault(random, schedule) for _ in range(count)]
     faults += _writes(Random(f"chaos {seed}, others"), schedule)
     schedule, more = _operations(Random(f"chaos {seed}, operations"), schedule)
-    return replace(schedule, faults=(*faults, *more))
+    return _in_sql(Random(f"chaos {seed}, SQL"), replace(schedule, faults=(*faults, *more)))
+
+
+def _in_sql(random: Random, schedule: Schedule) -> Schedule:
+    """The schedule, or in some cases the same one of a SQL job."""
+    if random.random() >= SQL_SHARE[schedule.warehouse]:
+        return schedule
+    points = OF_SQL[schedule.warehouse]
+    faults = [replace(fault, point=points.get(fault.point, fault.point)) for fault in schedule.faults]
+    if schedule.warehouse == "bigquery":
+        for _ in range(random.choice([0, 1, 1, 2])):
+            spoil = _fault_at(random, schedule, GATE, SPOILED_AT, SPOIL)
+            faults.append(replace(spoil, nth=random.randint(1, -(-len(schedule.shape) // schedule.window))))
+    return replace(schedule, sql=True, faults=tuple(faults))
 
 
 def _operations(random: Random, schedule: Schedule) -> tuple[Schedule, list[Fault]]:

@@ -116,6 +116,9 @@ class Files:
         """Delete the rows of a date as another program does."""
         self._part(table_of(day), day).unlink(missing_ok=True)
 
+    def spoil_staged(self) -> None:
+        """Staged files are not tables of the warehouse."""
+
     def has_mark(self, day: date) -> bool:
         """Whether the file is there that another program leaves beside its rows."""
         return (self._part(table_of(day), day).parent / MARK).exists()
@@ -187,6 +190,12 @@ class Emulated:
         values = [self._bigquery.ScalarQueryParameter("day", "DATE", day)]
         config = self._bigquery.QueryJobConfig(query_parameters=values)
         self._client.query(f"DELETE FROM chaos.{table_of(day)} WHERE day = @day", config).result()
+
+    def spoil_staged(self) -> None:
+        """Change the values in every staging table, as another program does."""
+        for table in self._client.list_tables("backfill"):
+            if table.table_id.startswith("staged_"):
+                self._client.query(f"UPDATE backfill.{table.table_id} SET value = value + 5000 WHERE TRUE").result()
 
     def has_mark(self, _: date) -> bool:
         return True

@@ -1,10 +1,11 @@
-"""The job that schedules of faults are run over. What its rows say is obeyed when their date is processed."""
+"""The job that schedules of faults are run over, in Python and in SQL. What its rows say is obeyed when it runs."""
 
 import time
+from dataclasses import replace
 
 import pandas as pd
 
-from gated_backfill import Batch, Calendar, Column, Expectation, Job, Source, Target
+from gated_backfill import Batch, Calendar, Column, Expectation, Job, Query, Source, Target
 
 SLOW_SECONDS = 0.4
 COLUMNS = {"name": "STRING", "value": "FLOAT64", "trick": "STRING"}
@@ -49,4 +50,22 @@ CHAOS = Job(
         Source(name="second", table="chaos.second", date_column="day", columns=COLUMNS),
     ),
     process=process,
+)
+
+#: In SQL nothing is slow.
+CHAOS_SQL = replace(
+    CHAOS,
+    process=Query(
+        """
+        SELECT name, day, value, _source AS source
+        FROM (
+            SELECT
+                name, day, value, _source, trick,
+                ROW_NUMBER() OVER (PARTITION BY day ORDER BY name) AS place,
+                COUNT(*) OVER (PARTITION BY day) AS total
+            FROM rows
+        ) AS numbered
+        WHERE trick IS NULL OR trick != 'drop' OR place <= DIV(total, 2)
+        """
+    ),
 )
