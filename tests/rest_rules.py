@@ -233,6 +233,12 @@ def changed_tables(sql: str) -> list[tuple[str, str]]:
     ]
 
 
+def created_table(sql: str) -> str | None:
+    """The table that the SQL makes of a query's rows."""
+    created = re.match(r"\s*CREATE OR REPLACE TABLE `[a-z0-9-]+\.\w+\.(\w+)`", sql)
+    return created and created[1]
+
+
 def unfiltered(sql: str, table: str, column: str) -> bool:
     """Whether some part of the SQL reads or deletes the table's rows by no filter that prunes its partitions.
 

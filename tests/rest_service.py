@@ -6,6 +6,7 @@ import io
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -16,6 +17,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gated_backfill.common.model.arrow.types import arrow_schema
 from tests import rest_rules as rules
 from tests.rest_model import PublishedDates
 
@@ -35,6 +37,11 @@ STATUS = {  # of an answer, for the reason of a job's error
     "internalError": 500,
     "stopped": 400,
 }
+STAGED = re.compile(
+    r"\s*CREATE OR REPLACE TABLE `[a-z0-9-]+\.(?P<dataset>\w+)\.(?P<table>\w+)`\s+PARTITION BY `(?P<date>\w+)`"
+    r"\s+OPTIONS \(expiration_timestamp = .*?\)\)\s+AS (?P<query>SELECT .*);\s+SELECT day, .*",
+    re.DOTALL,
+)
 CONFLICT = "Transaction is aborted due to concurrent update against table"
 Rows = tuple[Mapping[str, str], list[tuple[Any, ...]]]  #: the columns with their types, and the rows
 
@@ -213,7 +220,10 @@ class Service:
         assert reference["projectId"] == PROJECT
         job = Job(reference=reference, configuration=configuration, data=data)
         if configuration.get("dryRun"):
-            return {**_resource(job), "statistics": {"totalBytesProcessed": "0", "query": {}}}
+            query = configuration["query"]
+            types, _ = self.answer(query["query"], rules.parameters(query))
+            statistics = {"totalBytesProcessed": "0", "query": {"schema": _schema(types)}}
+            return {**_resource(job), "statistics": statistics}
         name = reference["jobId"]
         if name in self.jobs:
             raise Refused(409, "duplicate", f"Already Exists: Job {PROJECT}:{reference['location']}.{name}")
@@ -275,6 +285,9 @@ class Service:
     def _run(self, job: Job, name: str) -> None:
         query = job.configuration["query"]
         sql, params = query["query"], rules.parameters(query)
+        if name.startswith("backfill-stage-"):
+            job.rows = self._stage(sql, params)
+            return
         for dataset, table in sorted(rules.tables_in(sql)):
             found = self._table(dataset, table)
             if found is None:
@@ -297,6 +310,28 @@ class Service:
             job.rows = self.dates.answer(sql, params)
         else:
             job.rows = self.answer(sql, params)
+
+    def _stage(self, sql: str, params: Mapping[str, Any]) -> Rows:
+        """Make a table of the rows of a query. What it holds of each day is told as by our only script for it."""
+        made = re.match(STAGED, sql)
+        assert made, "no script that stages a query's rows"
+        types, values = self.answer(made["query"], params)
+        rows = pa.Table.from_pylist([dict(zip(types, row, strict=True)) for row in values], schema=arrow_schema(types))
+        place = {"projectId": PROJECT, "datasetId": made["dataset"], "tableId": made["table"]}
+        self.tables[made["dataset"], made["table"]] = {
+            "tableReference": place,
+            "type": "TABLE",
+            "creationTime": str(round(self._now().timestamp() * 1000)),
+            "expirationTime": str(round((self._now() + timedelta(days=1)).timestamp() * 1000)),
+            "schema": rules.checked_schema({"fields": [{"name": name, "type": kind} for name, kind in types.items()]}),
+            "timePartitioning": {"type": "DAY", "field": made["date"]},
+        }
+        self.loaded[made["dataset"], made["table"]] = rows
+        counts = Counter(rows[made["date"]].to_pylist())
+        contents = {day: f"{count}.1.1" for day, count in counts.items()}
+        self.dates.held[f"{made['dataset']}.{made['table']}"] = contents
+        columns = {"day": "DATE", "content": "STRING", "row_count": "INT64", "key_count": "INT64"}
+        return columns, [(day, contents[day], count, count) for day, count in counts.items()]
 
     def _partitions(self, sql: str, params: Mapping[str, Any]) -> Rows:
         """What is known of a table's partitions, with the names that our only query for it gives to the columns."""
@@ -345,9 +380,8 @@ class Service:
         if job.rows is None:  # a script
             return {**answer, "jobComplete": True, "totalBytesProcessed": "0"}
         types, rows = job.rows
-        fields = [{"name": name, "type": rules.TYPES[kind], "mode": "NULLABLE"} for name, kind in types.items()]
         page = [{"f": [{"v": _cell(value)} for value in row]} for row in rows]
-        answer |= {"jobComplete": True, "schema": {"fields": fields}, "totalRows": str(len(rows))}
+        answer |= {"jobComplete": True, "schema": _schema(types), "totalRows": str(len(rows))}
         return {**answer, "rows": page}
 
     # -- uploads --------------------------------------------------------------------------------------------
@@ -405,6 +439,10 @@ def route(method: str, path: str) -> tuple[str, Callable[..., Any], tuple[str, .
 
 def _place_of(reference: Mapping[str, Any]) -> dict[str, str]:
     return {"project": reference["projectId"], "dataset": reference["datasetId"]}
+
+
+def _schema(types: Mapping[str, str]) -> dict[str, Any]:
+    return {"fields": [{"name": name, "type": rules.TYPES[kind], "mode": "NULLABLE"} for name, kind in types.items()]}
 
 
 def _deletes_from(job: Job) -> set[str]:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import date
 from math import ceil
 
+import pyarrow as pa
 import pytest
 
 from gated_backfill.common.ledger import RunState
-from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.model.arrow.types import arrow_schema
+from gated_backfill.common.model.tables import ColumnTypes, TableName
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from gated_backfill.producer.planning.plan import Reprocess
 from gated_backfill.worker.dates.process import process_dates
 from gated_backfill.worker.gate.gate import GateOutcome, close_window
 from tests import rest_rules as rules
-from tests.lab import PROBE_TYPES, Lab, players, probe_rows
+from tests.lab import PACKAGES, PROBE_TYPES, Lab, players, probe_rows
 from tests.rest_service import Request
 from tests.rest_tables import FilledDouble, days_from, with_sources
 
 JOBS = ("jobs.query", "jobs.insert", "jobs.upload")  #: the requests that start a job each
 TEN_YEARS = 3650
+SALES: ColumnTypes = {"store": "STRING", "amount": "FLOAT64"}
 
 
 def asked(filled: FilledDouble) -> tuple[int, int]:
@@ -79,10 +83,44 @@ def test_a_run_asks_at_most_four_times_per_date_at_thirty_a_task(
     assert requests <= 4 * len(days) or dates_per_task == 1
 
 
+@pytest.mark.parametrize("count", [2, 100])
+def test_a_window_of_a_sql_job_asks_no_more_for_a_hundred_dates_than_for_two(
+    rest_lab: Lab, filled: FilledDouble, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.syspath_prepend(str(PACKAGES / "sql_jobs"))
+    days = days_from(count)
+    with_shop(filled, days)
+    run, deps, _ = rest_lab.opened(days, "revenue")
+    asked(filled)
+    # Three tables are compared, the rows of an input are counted, and four tables are fingerprinted, quickly too. The
+    # query is tried without running it, its rows are staged, and their entities counted.
+    process_dates(run.id, days, deps)
+    assert staged_by(filled.double.log) == 1
+    assert asked(filled) == (46, 15)
+    assert close_window(run.id, 1, deps) is GateOutcome.CLOSED
+    assert asked(filled) == (27, 7)
+    assert rest_lab.states(run.id) == ["checkpointed"] * count
+
+
+def staged_by(log: Sequence[Request]) -> int:
+    """The number of jobs that staged the rows of queries, each in a table that counts as changed once."""
+    return sum(dict(count) == {"load": 1, "metadata": 1} for count in changes(log).values())
+
+
+def with_shop(filled: FilledDouble, days: Sequence[date]) -> None:
+    """What the SQL job `revenue` reads; of its optional input there is no table."""
+    stores = [{"day": day, "store": store, "amount": 1.5, "rate": 2.0} for day in days for store in ("north", "south")]
+    columns = {"open_stores": {"store": "STRING"}, "tills": SALES, "bank": SALES, "rates": {"rate": "FLOAT64"}}
+    for name, types in columns.items():
+        rows = stores if name != "rates" else stores[::2]
+        types = {"day": "DATE", **types}
+        filled.fill(TableName("shop", name), pa.Table.from_pylist(rows, schema=arrow_schema(types)), types, "day")
+
+
 # -- quotas -----------------------------------------------------------------------------------------------------
 
 # From https://cloud.google.com/bigquery/quotas; the first two are per table and day.
-MAX_MODIFICATIONS = 1500  # by load jobs; DML statements do not count
+MAX_MODIFICATIONS = 1500  # by loads and the results of queries; DML statements do not count
 MAX_IMMEDIATE_INSERTS = 1500  # statements; further ones run ten at a time
 MAX_METADATA_UPDATES = 5  # per table in ten seconds: tables.insert, tables.patch, load jobs
 MAX_PARTITIONS = 4000  # that one job may modify
@@ -100,6 +138,9 @@ def changes(log: Sequence[Request]) -> dict[str, Counter[str]]:
         if one.kind == "query":
             for table, kind in rules.changed_tables(one.statement):
                 count(table, kind)
+            if created := rules.created_table(one.statement):  # as by a load
+                count(created, "load")
+                count(created, "metadata")
         elif one.kind == "load":
             table = one.configuration["load"]["destinationTable"]["tableId"]
             count(table, "load")
