@@ -13,14 +13,16 @@ from sqlglot.errors import SqlglotError
 from gated_backfill.common.dbt.manifest import STRICT_ERROR_IF, CatalogColumn, DataTest, DbtModel
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.query import Dialect
-from gated_backfill.common.model.tables import BOUNDED_TYPES, Column, ColumnType
+from gated_backfill.common.model.tables import BOUNDED_TYPES, NUMERIC_DIGITS, Column, ColumnType
 
 #: sqlglot's names of the types that a column may have, whatever the dialect calls them.
 TYPE_NAMES: Mapping[ColumnType, Collection[str]] = {
     "STRING": ("TEXT", "VARCHAR", "CHAR"),
     "INT64": ("TINYINT", "SMALLINT", "INT", "BIGINT", "INT128"),  # INT128: DuckDB's sums of integers
     "FLOAT64": ("FLOAT", "DOUBLE"),
+    "NUMERIC": ("DECIMAL",),
     "BOOL": ("BOOLEAN",),
+    "BYTES": ("BINARY", "VARBINARY"),
     "DATE": ("DATE",),
     "DATETIME": ("TIMESTAMP", "TIMESTAMPNTZ", "DATETIME"),  # what GoogleSQL calls TIMESTAMP is TIMESTAMPTZ
     "TIMESTAMP": ("TIMESTAMPTZ",),
@@ -107,9 +109,15 @@ def _column_type(name: str, written: str, dialect: Dialect) -> ColumnType:
         kind = None
     own: ColumnType
     for own, names in TYPE_NAMES.items():
-        if own == written.upper() if kind is None else kind.this.name in names and not kind.args.get("nested"):
+        if own == written.upper() if kind is None else kind.this.name in names and not _is_wider(kind):
             return own
     raise UserError(f"column {name} is {written}: the columns of a job are {', '.join(TYPE_NAMES)}, so cast it")
+
+
+def _is_wider(kind: exp.DataType) -> bool:
+    """Whether the type is an array, or has more digits behind the point than a NUMERIC."""
+    sizes = [size.name for size in kind.expressions]
+    return bool(kind.args.get("nested")) or (len(sizes) == 2 and int(sizes[1]) > NUMERIC_DIGITS)
 
 
 def _column(kind: ColumnType, rules: ColumnRules) -> Column:
@@ -134,6 +142,8 @@ def _read_range(rules: ColumnRules, arguments: Arguments, kind: ColumnType) -> s
         return f"a {kind} has no bounds"
     if any(bound is not None and not _is_number(bound) for bound in (lowest, highest)):
         return "its bounds are not numbers"
+    if kind == "NUMERIC" and is_strict:
+        return "it excludes its bounds, which those of a NUMERIC do not"
     if lowest is not None:
         rules.raise_lower_bound(_next_value(lowest, kind, upwards=True) if is_strict else lowest)
     if highest is not None:

@@ -125,6 +125,11 @@ class ModelConverter:
         """Return the job. Raises `UserError` for declarations that contradict each other or the text."""
         declared, model = self._declared, self._model
         written = self._text.write(self._word_of, tuple(self.target.columns))
+        if not any(self._primary.is_named(parts) for parts in self._text.table_names):
+            raise UserError(
+                f"its text does not read {self._primary.written}, the first of meta.{META_KEY}.sources: name the table "
+                "there that becomes its rows"
+            )
         dialect = self._manifest.dialect
         return make(
             Job,

@@ -29,6 +29,11 @@ class CompiledText:
         """The names of its WITH clauses, in lower case."""
         return {cte.alias.lower() for cte in self._statement.find_all(exp.CTE)}
 
+    @property
+    def table_names(self) -> list[list[str]]:
+        """The parts of the names of its tables, without those of its WITH clauses."""
+        return [[part.name for part in table.parts] for table in self._tables()]
+
     def returned_columns(self) -> list[str] | None:
         """Return the names of the columns that it returns; None if there is a * over an unknown table."""
         return _columns_of(self._statement)
@@ -41,9 +46,7 @@ class CompiledText:
         """
         replaced: list[tuple[int, int, str]] = []
         names: set[tuple[str, str]] = set()
-        for table in self._statement.find_all(exp.Table):
-            if len(table.parts) == 1 and find_cte(table, table.name) is not None:
-                continue
+        for table in self._tables():
             parts, start, end = self._position(table)
             try:
                 word = word_of(parts)
@@ -63,6 +66,11 @@ class CompiledText:
             return text
         selected = ", ".join(map(self._quote, columns))
         return f"SELECT {selected} FROM ({text}\n)"  # noqa: S608 - the names are quoted, the text is the model's
+
+    def _tables(self) -> Iterator[exp.Table]:
+        for table in self._statement.find_all(exp.Table):
+            if len(table.parts) > 1 or find_cte(table, table.name) is None:
+                yield table
 
     def _position(self, table: exp.Table) -> tuple[list[str], int, int]:
         """The parts of the table's name, and where it begins and ends in the text."""
@@ -94,19 +102,19 @@ def _line_of(node: Any) -> str:
     return f"line {min(lines)} of its compiled text: " if lines else ""
 
 
-def _columns_of(query: Any) -> list[str] | None:
-    """The names of the query's columns; None if they are not known."""
+def _columns_of(query: Any, entered: frozenset[int] = frozenset()) -> list[str] | None:
+    """The names of the query's columns; None if they are not known. `entered`: the WITH parts that it is within."""
     select = arms_of(query)[0]
     names: list[str] = []
     for column in select.selects:
-        found = _expand(column, select) if is_star(column) else [column.output_name]
+        found = _expand(column, select, entered) if is_star(column) else [column.output_name]
         if found is None:
             return None
         names += found
     return names
 
 
-def _expand(star: Any, select: Any) -> list[str] | None:
+def _expand(star: Any, select: Any, entered: frozenset[int]) -> list[str] | None:
     """The names of the columns for which a * stands; None if they are not known."""
     owner, modifiers = (star.table, star.this) if isinstance(star, exp.Column) else ("", star)
     if modifiers.args.get("rename") or modifiers.args.get("ilike"):
@@ -114,7 +122,7 @@ def _expand(star: Any, select: Any) -> list[str] | None:
     tables = list(_tables_of(select))
     if owner:
         tables = [table for table in tables if table.alias_or_name.lower() == owner.lower()]
-    if len(tables) != 1 or (names := _columns_of_table(tables[0])) is None:
+    if len(tables) != 1 or (names := _columns_of_table(tables[0], entered)) is None:
         return None
     excluded = {column.name.lower() for column in modifiers.args.get("except_") or ()}
     return [name for name in names if name.lower() not in excluded]
@@ -127,11 +135,13 @@ def _tables_of(select: Any) -> Iterator[Any]:
     yield from (join.this for join in select.args.get("joins") or ())
 
 
-def _columns_of_table(table: Any) -> list[str] | None:
+def _columns_of_table(table: Any, entered: frozenset[int]) -> list[str] | None:
+    if table.args.get("pivots"):
+        return None
     if isinstance(table, exp.Subquery):
-        return _columns_of(table.this)
+        return _columns_of(table.this, entered)
     cte = find_cte(table, table.name) if isinstance(table, exp.Table) and len(table.parts) == 1 else None
-    if cte is None or table.args.get("pivots"):
+    if cte is None or id(cte) in entered:
         return None
     renamed = cte.args["alias"].columns
-    return [column.name for column in renamed] if renamed else _columns_of(cte.this)
+    return [column.name for column in renamed] if renamed else _columns_of(cte.this, entered | {id(cte)})

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -18,6 +18,7 @@ from gated_backfill.common.dbt.jobs import DbtProject
 from gated_backfill.common.dbt.manifest import Catalog, Manifest, read_manifest
 from gated_backfill.common.dbt.texts import CompiledText, to_googlesql
 from gated_backfill.common.errors import UserError
+from gated_backfill.common.model.tables import ColumnType
 from gated_backfill.dbt import jobs_of_project
 from tests.lab import PACKAGES
 
@@ -125,6 +126,9 @@ def move_tills(content: dict[str, Any]) -> None:
     revenue(content)["compiled_code"] = revenue(content)["compiled_code"].replace(TILLS, "`tills-prod`.shop.till_sales")
 
 
+NOT_READ = "its text does not read source('shop', 'till_sales'), the first of meta.backfill.sources: name the table"
+
+
 @pytest.mark.parametrize(
     ("edit", "problem"),
     [
@@ -156,6 +160,15 @@ def move_tills(content: dict[str, Any]) -> None:
             compiled(f"{SELECT}{TILLS} where sold_on < current_date"),
             "process (target/compiled/shop/models/daily_revenue.sql): line 1, column 98: it calls CURRENT_DATE",
         ),
+        (compiled("select 'a' as store, date '2024-01-01' as sold_on, 1.0 as revenue, 1 as sales"), NOT_READ),
+        (
+            compiled(
+                f"with a as (select * from b), b as (select * from a) select * from a where exists ({SELECT}{TILLS})"
+            ),
+            "its last SELECT returns *, and the columns behind it are not known",
+        ),
+        (set_type("decimal(38, 12)"), "column revenue is decimal(38, 12): the columns of a job are"),
+        (set_type("bignumeric"), "column revenue is bignumeric: the columns of a job are"),
         (compiled(f"select * from {TILLS}"), "its last SELECT returns *, and the columns behind it are not known"),
         (compiled(f"select store, sold_on, sum(1) from {TILLS}"), "a column that it returns has no name: add `as`"),
         (compiled(f"{SELECT}{TILLS}".replace(" as sales", " as visits")), "the type of visits is not known: give"),
@@ -383,7 +396,7 @@ def test_types_come_from_the_catalog_if_the_yaml_has_none(project: Callable[...,
         compiled(f"select * from {TILLS}")(content)
         revenue(content)["columns"] = {}
 
-    types = {"store": "STRING", "sold_on": "DATE", "revenue": "FLOAT64", "at": "TIMESTAMP", "local": "DATETIME"}
+    types = {"store": "STRING", "sold_on": "DATE"} | {kind.lower(): kind for kind in get_args(ColumnType)}
     columns = project(edit, types).job("daily_revenue").target.columns
 
     assert {name: column.type for name, column in columns.items()} == types
@@ -409,6 +422,7 @@ def with_test(name: str, namespace: str | None, config: dict[str, Any], **kwargs
         for test in [key for key in nodes if key.startswith("test.")]:
             del nodes[test]
         column = kwargs.pop("column", "revenue")
+        set_type(kwargs.pop("revenue_type", "float64"))(content)
         nodes["test.shop.one"] = {
             "resource_type": "test",
             "name": "one",
@@ -450,6 +464,16 @@ UTILS, EXPECTATIONS = "dbt_utils", "dbt_expectations"
             with_test("not_null_proportion", UTILS, {}, at_least=0.9),
             Column(type="FLOAT64", nullable=True, max_null_share=0.1),
             None,
+        ),
+        (
+            with_test("accepted_range", UTILS, {}, revenue_type="numeric", min_value=0.5),
+            Column(type="NUMERIC", nullable=True, ge=0.5),
+            None,
+        ),
+        (
+            with_test("accepted_range", UTILS, {}, revenue_type="numeric", min_value=0, inclusive=False),
+            Column(type="NUMERIC", nullable=True),
+            "it excludes its bounds, which those of a NUMERIC do not",
         ),
         (with_test("unique", None, {}), NULLABLE, None),
         (with_test("not_null", None, {"severity": "warn"}), NULLABLE, "it may fail without an error"),
