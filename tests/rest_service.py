@@ -22,6 +22,7 @@ from tests import rest_rules as rules
 from tests.rest_model import PublishedDates
 
 PROJECT = rules.PROJECT
+RESULTS = {"projectId": PROJECT, "datasetId": "_results"}  #: where the rows of each query are, by the job's id
 HOST = "https://bigquery.googleapis.com"
 STATUS = {  # of an answer, for the reason of a job's error
     "invalidQuery": 400,
@@ -116,6 +117,7 @@ class Service:
     )  #: row access policies of tables
     streamed: dict[tuple[str, str], int] = field(default_factory=dict)  #: rows that tables have in no partition yet
     ahead: timedelta = timedelta()  #: of this machine's clock
+    page_rows: int | None = None  #: rows of an answer; None: all
     _failing_jobs: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     _slow: dict[str, int] = field(default_factory=dict)
 
@@ -368,10 +370,10 @@ class Service:
         return {"kind": "bigquery#jobCancelResponse", "job": _resource(job)}
 
     def _get_query_results(self, request: Request, name: str) -> Any:
-        answer = self._results(self._found_job(request, name))
+        answer = self._results(self._found_job(request, name), int(request.query.get("pageToken", 0)))
         return {key: value for key, value in answer.items() if key != "rows" or request.query.get("maxResults") != "0"}
 
-    def _results(self, job: Job) -> dict[str, Any]:
+    def _results(self, job: Job, start: int = 0) -> dict[str, Any]:
         answer: dict[str, Any] = {"kind": "bigquery#getQueryResultsResponse", "jobReference": job.reference}
         if not job.done:
             return {**answer, "jobComplete": False}
@@ -380,9 +382,11 @@ class Service:
         if job.rows is None:  # a script
             return {**answer, "jobComplete": True, "totalBytesProcessed": "0"}
         types, rows = job.rows
-        page = [{"f": [{"v": _cell(value)} for value in row]} for row in rows]
+        end = len(rows) if self.page_rows is None else start + self.page_rows
+        page = [{"f": [{"v": _cell(value)} for value in row]} for row in rows[start:end]]
         answer |= {"jobComplete": True, "schema": _schema(types), "totalRows": str(len(rows))}
-        return {**answer, "rows": page}
+        more = {"pageToken": str(end)} if end < len(rows) else {}
+        return {**answer, **more, "rows": page}
 
     # -- uploads --------------------------------------------------------------------------------------------
 
@@ -457,6 +461,8 @@ def _resource(job: Job) -> dict[str, Any]:
     if job.error is not None:
         status |= {"errorResult": job.error, "errors": [job.error]}
     kept = {k: v for k, v in job.configuration.items() if k != "labels"}
+    if job.rows is not None:
+        kept["query"] = {**kept["query"], "destinationTable": {**RESULTS, "tableId": job.reference["jobId"]}}
     return {"kind": "bigquery#job", "jobReference": job.reference, "configuration": kept, "status": status}
 
 

@@ -544,6 +544,10 @@ class Warehouse(Backups, Protocol):
         """Read the warehouse's clock; None when it is this machine's. Raises like `query`."""
         ...
 
+    def find_slow_reads(self) -> str | None:
+        """Return why reading many rows is slower than it could be; None if it is not. Raises like `query`."""
+        ...
+
     def check_host(self, *, has_tables: bool, publishes: bool) -> None:
         """Check that this host reaches the warehouse, and can write to it if it `publishes`; changes nothing.
 

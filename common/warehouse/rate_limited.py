@@ -24,6 +24,7 @@ TOKENS_BY_CALL: Mapping[str, int] = {
     "matching_dates": 1,
     "find_publications": 1,
     "now": 1,
+    "find_slow_reads": 1,
     "check_host": 1,
     "publish": 5,
     "raise_fence": 1,

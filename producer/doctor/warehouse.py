@@ -36,7 +36,18 @@ def check_warehouse(settings: Settings) -> tuple[Warehouse | None, PlaceCheck]:
         return warehouse, PlaceCheck(result=fail("warehouse", exc, next_step))
     url = settings.warehouse_url.partition("?")[0]
     message = f"{url} answers a query in {clock.round_trip_seconds:.1f} s"
-    return warehouse, PlaceCheck(result=ok("warehouse", message), clock=clock)
+    return warehouse, PlaceCheck(result=check_reads(warehouse, message), clock=clock)
+
+
+def check_reads(warehouse: Warehouse, message: str) -> CheckResult:
+    """Check how rows are read. `message` begins what is said of the warehouse."""
+    try:
+        problem = warehouse.find_slow_reads()
+    except BackfillError as exc:
+        return warn("warehouse", f"{message}, but how rows are read could not be checked: {exc}")
+    if problem is None:
+        return ok("warehouse", message)
+    return warn("warehouse", f"{message}, but {problem}", "grant the role BigQuery Read Session User in that project")
 
 
 def _read_now(warehouse: Warehouse) -> datetime:

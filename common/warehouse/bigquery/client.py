@@ -37,6 +37,7 @@ from gated_backfill.common.errors import (
 from gated_backfill.common.model.publication import WarehouseLimits
 from gated_backfill.common.warehouse.bigquery.address import BigQueryAddress
 from gated_backfill.common.warehouse.bigquery.credentials import open_credentials
+from gated_backfill.common.warehouse.bigquery.results import ResultReader
 from gated_backfill.common.warehouse.bigquery.schema import type_of
 from gated_backfill.common.warehouse.bigquery.transactions import LEASE_TAKEN_OVER
 from gated_backfill.common.warehouse.labels import current_labels
@@ -189,11 +190,22 @@ class BigQueryClient(bigquery.Client):
 class BigQueryConnection:
     """Jobs in one project. Every call has a deadline, every query a limit on what it may bill."""
 
-    def __init__(self, address: BigQueryAddress, limits: WarehouseLimits, http: Any = None) -> None:
-        """`http` replaces the authorised session that requests go through."""
+    def __init__(
+        self,
+        address: BigQueryAddress,
+        limits: WarehouseLimits,
+        http: Any = None,
+        open_storage: Callable[[], Any] | None = None,
+    ) -> None:
+        """`http` replaces the authorised session that requests go through.
+
+        `open_storage` opens a client of the Storage Read API in place of Google's.
+        """
         self.address = address
         self.limits = limits
         self._http = http
+        is_google = http is None and address.endpoint is None
+        self._results = ResultReader(open_storage or (self._open_storage if is_google else None))
         self._local = threading.local()
         waits: dict[str, Any] = {"initial": 0.2, "maximum": 5.0, "multiplier": 2.0, "timeout": limits.retry_seconds}
         self.retry = Retry(predicate=is_retryable, **waits)
@@ -219,8 +231,14 @@ class BigQueryConnection:
             options = {"api_endpoint": self.address.endpoint}
             arguments |= {"client_options": options, "credentials": AnonymousCredentials()}
         else:
-            arguments |= {"credentials": open_credentials(self.address)}
+            self._local.credentials = open_credentials(self.address)
+            arguments |= {"credentials": self._local.credentials}
         return BigQueryClient(project=self.address.project, **arguments)
+
+    def _open_storage(self) -> Any:
+        from google.cloud.bigquery_storage import BigQueryReadClient  # slow to import
+
+        return BigQueryReadClient(credentials=self._local.credentials)  # this thread's, which has run the query
 
     # -- jobs -----------------------------------------------------------------------------------------------
 
@@ -235,13 +253,30 @@ class BigQueryConnection:
         job = self.client.query(
             sql, self._config(params), retry=self.retry, timeout=REQUEST_SECONDS, job_retry=None, api_method=method
         )
-        result = job.result(retry=self._polling, timeout=self.limits.job_seconds, job_retry=None)
-        return result.to_arrow(create_bqstorage_client=False)
+        return self._read(job, job_retry=None)
+
+    def _read(self, job: Any, **options: Any) -> pa.Table:
+        """Wait for the query's end, and read its rows."""
+        result = partial(job.result, retry=self._polling, timeout=self.limits.job_seconds, **options)
+        return self._results.read(result, self.limits.job_seconds)
+
+    def find_storage_problem(self) -> str | None:
+        """Return why many rows cannot be read by the Storage Read API; None if they can, or it is not to be used.
+
+        Raises the client's errors.
+        """
+        if not self._results.may_use_storage:
+            return None
+        job = self.client.query(
+            "SELECT 1 AS x", self._config({}), retry=self.retry, timeout=REQUEST_SECONDS, job_retry=None
+        )
+        job.result(retry=self._polling, timeout=self.limits.job_seconds)
+        return self._results.find_problem(self.address.project, job.destination)
 
     def run_query(self, name: str, sql: str, params: Mapping[str, Any], *, has_effect: Callable[[], bool]) -> pa.Table:
         """Run a script to its end as `run_script` does, and return the rows of its last statement."""
         job = self._run_named_script(name, sql, params, has_effect)
-        return job.result(retry=self._polling, timeout=self.limits.job_seconds).to_arrow(create_bqstorage_client=False)
+        return self._read(job)
 
     def result_types(self, sql: str, params: Mapping[str, Any]) -> dict[str, str]:
         """Return the types of the columns that the query would return, without running it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import Any, LiteralString
@@ -66,9 +66,16 @@ class BigQueryQueries:
 
     bills_reads = True
 
-    def __init__(self, address: BigQueryAddress, limits: WarehouseLimits | None = None, *, http: Any = None) -> None:
-        """`http` replaces the authorised session that requests go through."""
-        self._jobs = BigQueryConnection(address, limits or WarehouseLimits(), http)
+    def __init__(
+        self,
+        address: BigQueryAddress,
+        limits: WarehouseLimits | None = None,
+        *,
+        http: Any = None,
+        open_storage: Callable[[], Any] | None = None,
+    ) -> None:
+        """`http` and `open_storage` replace what requests go through, see `BigQueryConnection`."""
+        self._jobs = BigQueryConnection(address, limits or WarehouseLimits(), http, open_storage)
         self._tables = BigQueryTables(self._jobs)
         self._staged = StagingTables(self._jobs, self._tables)
         self._record = PublicationRecord(self._jobs, self._tables)

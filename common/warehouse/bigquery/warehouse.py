@@ -68,6 +68,11 @@ class BigQueryWarehouse(BigQueryPublications):
             raise NotAllowed(f"nothing can be published to it: {', '.join(missing)} is missing", table=str(target))
         return True
 
+    def find_slow_reads(self) -> str | None:
+        with translate_bigquery_errors("checking the Storage Read API", needs="bigquery.jobs.create"):
+            problem = self._jobs.find_storage_problem()
+        return problem and f"rows are read by REST, as the Storage Read API is not usable: {problem}"
+
     def check_host(self, *, has_tables: bool, publishes: bool) -> None:
         self.now()
 

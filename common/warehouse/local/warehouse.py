@@ -320,6 +320,9 @@ class LocalWarehouse(LocalPublications):
     def now(self) -> None:
         return None
 
+    def find_slow_reads(self) -> str | None:
+        return None
+
     def check_host(self, *, has_tables: bool, publishes: bool) -> None:
         try:
             if not os.listdir(self.root) and has_tables:  # noqa: PTH208
