@@ -47,7 +47,7 @@ def _sql(request: Request) -> Iterable[Measured]:
 
 def _memory(request: Request) -> Iterable[Measured]:
     limit = {"BACKFILL_QUERY_MEMORY_MB": MEMORY_MB}
-    for name, dates, rows in ((sales.SQL_JOB, 10, 10_000_000), (sales.PYTHON_JOB, 8, 2_000_000)):
+    for name, dates, rows in ((sales.SQL_JOB, 10, 10_000_000), (sales.PYTHON_JOB, 4, 2_000_000)):
         measured = sales.measure_memory(request.place, name, dates, rows, limit)
         request.report(f"{dates:,} dates of {rows:,} rows", [measured])
         yield measured

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
 from datetime import date
 from pathlib import Path
@@ -14,7 +14,13 @@ import pyarrow.parquet as pq
 
 from gated_backfill.common.errors import UserError, WrongStaging
 from gated_backfill.common.model.publication import StagedFile
-from gated_backfill.common.storage.files import HashingWriter, checksum_of, parquet_bytes, write_parquet
+from gated_backfill.common.storage.files import (
+    HashingWriter,
+    checksum_of,
+    checksum_of_file,
+    parquet_bytes,
+    write_parquet,
+)
 from gated_backfill.common.storage.objects import open_file_store
 from gated_backfill.common.storage.staged_files import open_staged
 
@@ -98,6 +104,15 @@ class Staging:
             write_parquet(hashed, schema, counted())
         location = self.location(run, day, attempt)
         return StagedFile(day=day, attempt=attempt, location=location, checksum=hashed.checksum(), rows=rows)
+
+    def write_file(self, run: str, day: date, attempt: int, write: Callable[[str], None]) -> StagedFile:
+        """Stage one date's rows, which `write` writes to the path of a Parquet file."""
+        with self._store.new_file(_key(run, day, attempt)) as file:
+            write(file.name)
+            checksum = checksum_of_file(file.name)
+            rows = pq.read_metadata(file.name).num_rows
+        location = self.location(run, day, attempt)
+        return StagedFile(day=day, attempt=attempt, location=location, checksum=checksum, rows=rows)
 
     def location(self, run: str, day: date, attempt: int) -> str:
         """Return the path or URL of the attempt's rows. Each attempt has a separate file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, LiteralString, Protocol, TypeVar
@@ -281,8 +282,37 @@ class QueryStaging(Protocol):
         ...
 
 
+class QueryFiles(Protocol):
+    """Files that the warehouse itself writes with a query's rows, so that none of them is read."""
+
+    def is_big(self, table: TableName, date_column: str, day: date) -> bool:
+        """Whether the table has so many rows on the day that a query is better run for this day alone."""
+        ...
+
+    def writable_query(
+        self,
+        sql: LiteralString,
+        *,
+        scans: Mapping[str, Scan | StagedScan],
+        params: Mapping[str, Any],
+        columns: ColumnTypes,
+        order: Sequence[str],
+    ) -> AbstractContextManager[Callable[[str], None] | None]:
+        """Prepare a query; yield what writes its rows to the path of a Parquet file, with these columns and in `order`.
+
+        The same rows in another order of the source give the same bytes. Yields None if a column has another type, so
+        that a value might change. Raises like `query_in_order`, inside the context as well.
+        """
+        ...
+
+
 class Warehouse(Backups, Protocol):
     """Tables with one partition per date."""
+
+    @property
+    def query_files(self) -> QueryFiles | None:
+        """What writes a query's rows to files; None where they are staged in tables, or read."""
+        ...
 
     @property
     def query_staging(self) -> QueryStaging | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from gated_backfill.common.model.scheduling.limits import RateLimit
-from gated_backfill.common.warehouse.protocol import QueryStaging, Warehouse
+from gated_backfill.common.warehouse.protocol import QueryFiles, QueryStaging, Warehouse
 
 #: The tokens of each call, about its number of jobs in BigQuery. A publication reads the target, loads staged rows,
 #: replaces partitions, and reads their metadata and their rows.
@@ -45,6 +45,7 @@ TOKENS_BY_CALL: Mapping[str, int] = {
     "restore_backup": 2,
     "stage_query": 2,
     "read_staged_contents": 1,
+    "writable_query": 1,
 }
 #: Calls that run no job, and attributes: cached descriptions of tables, creating and dropping tables.
 CALLS_WITHOUT_TOKENS = frozenset(
@@ -54,6 +55,8 @@ CALLS_WITHOUT_TOKENS = frozenset(
         "publications_conflict",
         "max_rows_per_count",
         "query_staging",
+        "query_files",
+        "is_big",
         "describe",
         "create_table",
         "refresh_schema",
@@ -91,7 +94,7 @@ def limit_rate(warehouse: Warehouse, rate: RateLimit | None, *, broker: str | No
 class _RateLimited:
     """Acquires tokens, then forwards the call."""
 
-    def __init__(self, warehouse: Warehouse | QueryStaging, acquire: Callable[[], None]) -> None:
+    def __init__(self, warehouse: Warehouse | QueryStaging | QueryFiles, acquire: Callable[[], None]) -> None:
         self._warehouse = warehouse
         self._acquire = acquire
 
@@ -100,7 +103,7 @@ class _RateLimited:
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._warehouse, name)
-        if name == "query_staging":
+        if name in ("query_staging", "query_files"):
             return None if call is None else _RateLimited(call, self._acquire)
         tokens = TOKENS_BY_CALL.get(name, 0)
         if not tokens:

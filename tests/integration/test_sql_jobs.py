@@ -17,6 +17,7 @@ from gated_backfill.common.ledger import DateState, RunState
 from gated_backfill.common.model.arrow.types import ARROW_TYPES
 from gated_backfill.common.model.coverage import Fallback
 from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.warehouse.local.partition_files import PartitionFiles
 from tests.builders import DAYS, FEB_23, FEB_24, FEB_25
 from tests.lab import PACKAGES, Lab
 
@@ -98,6 +99,22 @@ def test_a_query_gives_the_rows_of_the_same_job_in_python(
         assert rows == published(any_lab, f"{name}_python", day)
         assert {row["store"]: row["source"] for row in rows} == (fallback if day == FEB_24 else PRIMARY)
     assert [row["note"] for row in published(any_lab, name, FEB_23)] == ([NOTE, None, None] if notes else [None] * 3)
+
+
+@pytest.mark.parametrize("name", ["revenue", "sales_filled"])
+def test_duckdb_writes_big_dates_with_the_rows_of_the_same_job_in_python(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(PartitionFiles, "MAX_CACHED_FILE_BYTES", 0)
+    load_shop(lab, notes=True)
+
+    for job in (name, f"{name}_python"):
+        assert lab.run(DAYS, job, preflight=True, dates_per_task=len(DAYS)).run.state is RunState.SUCCEEDED
+
+    for day in DAYS:
+        assert published(lab, name, day) == published(lab, f"{name}_python", day)
+        part = lab.home / "warehouse" / "shop" / name / f"day={day}" / "part.parquet"
+        assert pq.read_metadata(part).created_by.startswith("DuckDB")
 
 
 @both

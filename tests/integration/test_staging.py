@@ -50,6 +50,26 @@ def test_many_rows_are_staged_in_groups(any_staging: Staging, monkeypatch: pytes
         assert staged_rows.read().equals(rows)
 
 
+def test_a_file_that_others_write_is_staged_as_it_is(any_staging: Staging) -> None:
+    rows = rows_of(FEB_23, players=187)
+    file = any_staging.write_file("run-1", FEB_23, 1, lambda path: pq.write_table(rows, path))
+    assert (file.day, file.rows) == (FEB_23, 187)
+    assert is_intact(any_staging, file)
+    with any_staging.open(file) as staged_rows:
+        assert staged_rows.read().equals(rows)
+
+
+def test_a_file_that_cannot_be_written_is_not_staged(any_staging: Staging) -> None:
+    def fail_halfway(path: str) -> None:
+        Path(path).write_bytes(b"PAR1")
+        raise QueryFailed("the rest can't be read")
+
+    with pytest.raises(QueryFailed, match="the rest"):
+        any_staging.write_file("run-1", FEB_23, 1, fail_halfway)
+    folder = path_of(any_staging.location("run-1", FEB_23, 1)).parent
+    assert not folder.exists() or not list(folder.iterdir())
+
+
 def test_rows_that_fail_on_their_way_leave_no_file(any_staging: Staging) -> None:
     rows = rows_of(FEB_23)
 

@@ -34,7 +34,7 @@ from gated_backfill.common.model.scheduling.queues import (
     expand_queues,
 )
 from gated_backfill.common.warehouse.backends import open_warehouse
-from gated_backfill.common.warehouse.protocol import QueryStaging, Warehouse
+from gated_backfill.common.warehouse.protocol import QueryFiles, QueryStaging, Warehouse
 from gated_backfill.common.warehouse.rate_limited import CALLS_WITHOUT_TOKENS, TOKENS_BY_CALL, limit_rate, rate_limited
 from gated_backfill.worker.jobs.player_composite_factors import JOB as PLAYERS
 from tests.builders import rows_of, scan, span
@@ -258,7 +258,8 @@ def test_a_process_waits_for_its_own_tokens_and_is_told_when_that_is_too_long(no
 
 
 def test_every_call_of_a_warehouse_has_its_price() -> None:
-    calls = {name for protocol in (Warehouse, QueryStaging) for name in dir(protocol) if not name.startswith("_")}
+    protocols = (Warehouse, QueryStaging, QueryFiles)
+    calls = {name for protocol in protocols for name in dir(protocol) if not name.startswith("_")}
     assert set(TOKENS_BY_CALL) | CALLS_WITHOUT_TOKENS == calls
     assert not set(TOKENS_BY_CALL) & CALLS_WITHOUT_TOKENS
 

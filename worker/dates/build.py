@@ -173,7 +173,7 @@ def _query_by_date(
     """The rows of a SQL job by date, some at a time: those of a date are to be read before the next one is taken."""
     from gated_backfill.worker.dates.queries import query_rows, statement_groups  # sqlglot is slow to import
 
-    for group in statement_groups(job, checks, days):
+    for group in statement_groups(job, checks, days, warehouse):
         tables: Iterable[pa.Table] = query_rows(job, process, checks, group, warehouse)
         if len(group) > 1:
             tables = check_separation(job, entities_counted(checks, group), tables)
@@ -240,10 +240,7 @@ def _stage(job: Job, checks: Mapping[date, SourceCheck], claimed: Sequence[DateR
     try:
         for days in group_by_source(checks):
             if isinstance(job.process, Query):
-                for day, parts in _query_by_date(job, job.process, checks, days, deps.warehouse):
-                    batches = (batch for part in parts for batch in part.to_batches())
-                    key = (row_of[day].run_id, day, row_of[day].attempt)
-                    staged.append(deps.staging.write_parts(*key, _no_rows(job).schema, batches))
+                staged.extend(_stage_query(job, job.process, checks, {day: row_of[day] for day in days}, deps))
                 continue
             for day, rows in compute_rows(job, checks, days, deps.warehouse).items():
                 staged.append(deps.staging.write(row_of[day].run_id, day, row_of[day].attempt, rows))
@@ -255,6 +252,25 @@ def _stage(job: Job, checks: Mapping[date, SourceCheck], claimed: Sequence[DateR
                 deps.staging.delete_attempt(row.run_id, row.day, row.attempt)
         raise
     return staged
+
+
+def _stage_query(
+    job: Job, process: Query, checks: Mapping[date, SourceCheck], claimed: Mapping[date, DateRow], deps: Deps
+) -> Generator[StagedFile]:
+    """Stage the rows of a SQL job's dates with the same sources: as the warehouse writes them, or in parts."""
+    from gated_backfill.worker.dates.queries import statement_groups, writable_query  # sqlglot is slow to import
+
+    for group in statement_groups(job, checks, tuple(claimed), deps.warehouse):
+        row = claimed[group[0]]
+        if len(group) == 1:
+            with writable_query(job, process, checks, row.day, deps.warehouse) as write:
+                if write is not None:
+                    yield deps.staging.write_file(row.run_id, row.day, row.attempt, write)
+                    continue
+        for day, parts in _query_by_date(job, process, checks, group, deps.warehouse):
+            batches = (batch for part in parts for batch in part.to_batches())
+            key = (row.run_id, day, claimed[day].attempt)
+            yield deps.staging.write_parts(*key, _no_rows(job).schema, batches)
 
 
 def _stage_in_warehouse(
@@ -272,7 +288,7 @@ def _stage_in_warehouse(
     return [
         staged
         for days in group_by_source(checks)
-        for group in statement_groups(job, checks, days)
+        for group in statement_groups(job, checks, days, warehouse)
         for staged in stage_in_warehouse(
             job, process, checks, {day: row_of[day] for day in group}, warehouse, query_staging
         )

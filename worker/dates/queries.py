@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, LiteralString, cast
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import sqlglot
 from sqlglot import exp
 
@@ -38,14 +40,59 @@ NO_ROWS = StagedDay(content=ABSENT, rows=0, keys=0)  #: of a date in a staging t
 MISSING = "_missing"  #: the parameter with the days and entities that are filled in
 
 
-def statement_groups(job: Job, checks: Mapping[date, SourceCheck], days: Sequence[date]) -> list[tuple[date, ...]]:
+def statement_groups(
+    job: Job, checks: Mapping[date, SourceCheck], days: Sequence[date], warehouse: Warehouse
+) -> list[tuple[date, ...]]:
     """Return the dates of each statement, of dates with the same sources.
 
-    Those of a derived source have one each, unless the source says otherwise.
+    Those of a derived source have one each, unless the source says otherwise, and so have big ones.
     """
     sources = _sources(job, checks, days)
-    is_each_alone = any(source.derive is not None and not source.derive_together for source in sources)
-    return [(day,) for day in days] if is_each_alone else [tuple(days)]
+    if any(source.derive is not None and not source.derive_together for source in sources):
+        return [(day,) for day in days]
+    alone = {day for day in days if is_written_by_warehouse(job, checks, day, warehouse)}
+    together = tuple(day for day in days if day not in alone)
+    return [*((day,) for day in days if day in alone), *([together] if together else [])]
+
+
+def is_written_by_warehouse(job: Job, checks: Mapping[date, SourceCheck], day: date, warehouse: Warehouse) -> bool:
+    """Whether the warehouse writes the file of the date, as its source is big. This depends on the date alone."""
+    files = warehouse.query_files
+    return files is not None and any(
+        files.is_big(TableName.parse(source.table), source.date_column, day) for source in _sources(job, checks, [day])
+    )
+
+
+@contextmanager
+def writable_query(
+    job: Job, process: Query, checks: Mapping[date, SourceCheck], day: date, warehouse: Warehouse
+) -> Generator[Callable[[str], None] | None]:
+    """Prepare the statement of the date; yield what writes its rows to a path, in the order of the key.
+
+    Yields None if the rows are to be read and cast. Raises like `query_rows`, inside the context as well, and
+    `ProcessFailed` for rows of other dates.
+    """
+    if not is_written_by_warehouse(job, checks, day, warehouse) or (files := warehouse.query_files) is None:
+        yield None
+        return
+    text, scans, params = _statement(job, process, checks, (day,), warehouse)
+    columns = target_types(job)
+    with files.writable_query(text, scans=scans, params=params, columns=columns, order=_order(job, (day,))) as write:
+        if write is None:
+            yield None
+            return
+
+        def write_checked(path: str) -> None:
+            write(path)
+            dates = pq.read_table(path, columns=[job.target.date_column], use_threads=False, partitioning=None)
+            check_dates_returned(dates[0].unique().to_pylist(), (day,))
+
+        yield write_checked
+
+
+def _order(job: Job, days: Sequence[date]) -> list[str]:
+    """The columns to sort by. One day need not be compared, which would take half as long again."""
+    return [name for name in job.target.row_order if len(days) > 1 or name != job.target.date_column]
 
 
 def query_rows(
@@ -57,7 +104,7 @@ def query_rows(
     that its type would change.
     """
     text, scans, params = _statement(job, process, checks, days, warehouse)
-    for rows in warehouse.query_in_order(text, scans=scans, params=params, order=job.target.row_order):
+    for rows in warehouse.query_in_order(text, scans=scans, params=params, order=_order(job, days)):
         yield _typed(job, rows, days)
 
 

@@ -70,10 +70,15 @@ def read_contents(staged: StagedFile, job: Job, staging: Staging) -> StagedConte
 
 def _find_problem(file: pq.ParquetFile, job: Job, day: date) -> str | None:
     schema = file.schema_arrow
-    if not schema.equals(arrow_schema(target_types(job))):
+    if not _nullable(schema).equals(arrow_schema(target_types(job))):
         return f"the columns are {', '.join(f'{field.name} {field.type}' for field in schema)}"
     own_date = pa.scalar(day, pa.date32())
     for batch in file.iter_batches(columns=[job.target.date_column], use_threads=False):
         if batch[0].null_count or not pc.all(pc.equal(batch[0], own_date), min_count=0).as_py():
             return "rows of another date"
     return None
+
+
+def _nullable(schema: pa.Schema) -> pa.Schema:
+    """The schema with nullable fields: DuckDB writes a column without nulls as one that must not be null."""
+    return pa.schema([field.with_nullable(True) for field in schema])

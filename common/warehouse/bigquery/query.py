@@ -52,6 +52,7 @@ from gated_backfill.common.warehouse.protocol import (
     ColumnSet,
     EntityCounts,
     EntityScan,
+    QueryFiles,
     QueryStaging,
     Scan,
     StagedScan,
@@ -81,6 +82,7 @@ class BigQueryQueries:
         self._record = PublicationRecord(self._jobs, self._tables)
         self.query_staging: QueryStaging | None = BigQueryQueryStaging(self._jobs, self._tables, self._build_query)
         self._metadata = PartitionMetadata(self._jobs, self._tables)
+        self.query_files: QueryFiles | None = None
 
     def describe(self, table: TableName) -> TableInfo | None:
         return self._tables.describe(table)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import glob
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, LiteralString, NamedTuple
 from uuid import uuid4
@@ -19,12 +21,25 @@ import pyarrow as pa
 from sqlglot.errors import SqlglotError
 
 from gated_backfill.common.errors import QueryFailed, WarehouseUnavailable
-from gated_backfill.common.model.tables import validate_identifier
+from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableName, validate_identifier
 from gated_backfill.common.storage.staged_files import check_staged
 from gated_backfill.common.warehouse.protocol import Scan, StagedScan
 from gated_backfill.common.warehouse.sql import is_query, parameter_names, table_names, to_duckdb, with_googlesql_types
 
 OUT_OF_MEMORY = "Out of Memory Error"  #: begins DuckDB's message
+#: DuckDB's types whose values it writes unchanged as a column of the type. Whole numbers are cast, which is exact or an
+#: error. Others, as those of NUMERIC, are left to the cast that refuses a value which it would change.
+WRITTEN_TYPES: Mapping[ColumnType, Collection[str]] = {
+    "STRING": ("VARCHAR",),
+    "INT64": ("BIGINT", "HUGEINT", "INTEGER"),
+    "FLOAT64": ("DOUBLE",),
+    "NUMERIC": (),
+    "BOOL": ("BOOLEAN",),
+    "BYTES": ("BLOB",),
+    "DATE": ("DATE",),
+    "DATETIME": ("TIMESTAMP",),
+    "TIMESTAMP": ("TIMESTAMP WITH TIME ZONE",),
+}
 BATCH_ROWS = 100_000  #: of a result that is read in parts
 Scans = Mapping[str, Scan | StagedScan]
 
@@ -73,10 +88,23 @@ class DuckDbQueries:
         """See `Warehouse.query_in_order`. The connection is its own, as others may be used before all rows are read."""
         with self._translate_errors(scans), self._open() as connection:
             _check_query(sql, scans)
-            keys = [duckdb.ColumnExpression(name).asc().nulls_last() for name in order]
-            ordered = self._relation(connection, sql, scans, params).sort(*keys)
+            ordered = self._relation(connection, sql, scans, params).sort(*_sort_keys(order))
             for batch in ordered.to_arrow_reader(BATCH_ROWS):
                 yield with_googlesql_types(pa.Table.from_batches([batch]))
+
+    @contextmanager
+    def writable_query(
+        self, sql: LiteralString, scans: Scans, params: Mapping[str, Any], columns: ColumnTypes, order: Sequence[str]
+    ) -> Generator[Callable[[str], None] | None]:
+        """See `QueryFiles.writable_query`."""
+        with self._translate_errors(scans), self._open() as connection:
+            _check_query(sql, scans)
+            rows = _as_columns(self._relation(connection, sql, scans, params), columns)
+            if rows is None:
+                yield None
+                return
+            ordered = rows.sort(*_sort_keys(order))
+            yield lambda path: ordered.write_parquet(path, compression="zstd")
 
     @contextmanager
     def _translate_errors(self, scans: Scans) -> Generator[None]:
@@ -128,6 +156,39 @@ class DuckDbQueries:
                 "temp_directory": str(Path(tempfile.gettempdir(), f"backfill-duckdb-{uuid4().hex}")),
             }
         )
+
+
+@dataclass(frozen=True)
+class LocalQueryFiles:
+    """Files written by DuckDB; see `QueryFiles`."""
+
+    queries: DuckDbQueries
+    is_big_file: Callable[[TableName, str, date], bool]
+
+    def is_big(self, table: TableName, date_column: str, day: date) -> bool:
+        return self.is_big_file(table, date_column, day)
+
+    def writable_query(
+        self, sql: LiteralString, *, scans: Scans, params: Mapping[str, Any], columns: ColumnTypes, order: Sequence[str]
+    ) -> AbstractContextManager[Callable[[str], None] | None]:
+        return self.queries.writable_query(sql, scans, params, columns, order)
+
+
+def _sort_keys(order: Sequence[str]) -> list[duckdb.Expression]:
+    return [duckdb.ColumnExpression(name).asc().nulls_last() for name in order]
+
+
+def _as_columns(rows: duckdb.DuckDBPyRelation, columns: ColumnTypes) -> duckdb.DuckDBPyRelation | None:
+    """The rows in these columns and types; None if they have others, or values that a cast might change."""
+    types = {name: str(kind) for name, kind in zip(rows.columns, rows.types, strict=True)}
+    if any(types.get(name) not in WRITTEN_TYPES[kind] for name, kind in columns.items()):
+        return None
+    return rows.select(*(_as_column(name, kind) for name, kind in columns.items()))
+
+
+def _as_column(name: str, kind: ColumnType) -> duckdb.Expression:
+    column = duckdb.ColumnExpression(name)
+    return column.cast("BIGINT").alias(name) if kind == "INT64" else column
 
 
 def _staged_paths(scan: StagedScan) -> QueriedFiles | None:

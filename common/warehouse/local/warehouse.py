@@ -24,7 +24,7 @@ from gated_backfill.common.model.tables import ColumnTypes, TableName, validate_
 from gated_backfill.common.storage.files import check_writable, joined_path, new_file, write_parquet
 from gated_backfill.common.storage.staged_files import open_staged
 from gated_backfill.common.warehouse.counting import count_by_reading
-from gated_backfill.common.warehouse.entities import day_entity_rows, group_entities, read_days
+from gated_backfill.common.warehouse.entities import ROW_COUNT, day_entity_rows, group_entities, read_days
 from gated_backfill.common.warehouse.local.content import column_digest, content_fingerprint
 from gated_backfill.common.warehouse.local.date_runs import DateRuns
 from gated_backfill.common.warehouse.local.partition_files import PartitionFiles, SchemaCheck
@@ -51,6 +51,7 @@ from gated_backfill.common.warehouse.protocol import (
     ColumnSet,
     EntityCounts,
     EntityScan,
+    QueryFiles,
     QueryStaging,
     Scan,
     StagedScan,
@@ -60,13 +61,15 @@ from gated_backfill.common.warehouse.protocol import (
     missing_columns,
     require_table,
 )
+from gated_backfill.common.warehouse.rule_counts import ALIASES
 
 if TYPE_CHECKING:
     from gated_backfill.common.warehouse.local.query import DuckDbQueries, QueriedFiles
 
 SCHEMA_TRIES = 3  #: of reading a table whose partitions get other columns meanwhile
-COUNTED_ROWS_PER_MB = 10_000  #: whose keys fit into a megabyte of memory, with room for long ones
-BIG_SCAN_BYTES = 32 * 1024 * 1024  #: of files, compressed: from here on, a query reads them itself
+COUNTED_ROWS_PER_MB = 2_500  #: counted at once: four times as many fit, but take half as much again of time
+BIG_SCAN_BYTES = 4 * 1024 * 1024  #: of files, compressed: from here on, a query reads them itself
+GROUPED_TYPES = ("STRING", "INT64", "DATE")  #: of entities whose equal values have equal texts
 MAX_DAYS_TO_PROBE = 1000  #: up to here, looking for each partition is cheaper than listing the folder
 
 ReadFile = Callable[[str, list[str] | None, SchemaCheck], pa.Table | None]
@@ -83,7 +86,7 @@ class LocalWarehouse(LocalPublications):
     def __init__(self, root: Path, *, limits: WarehouseLimits | None = None) -> None:
         self.root = root
         self._limits = limits or WarehouseLimits()
-        self.query_staging: QueryStaging | None = None  #: DuckDB's rows are read, and staged as files
+        self.query_staging: QueryStaging | None = None  #: DuckDB's rows are staged as files
         self.max_rows_per_count: int | None = self._limits.query_memory_mb * COUNTED_ROWS_PER_MB
         self._parts = PartitionFiles(root)
         self._schemas = TableSchemas(self._parts)
@@ -108,6 +111,15 @@ class LocalWarehouse(LocalPublications):
         from gated_backfill.common.warehouse.local.query import DuckDbQueries
 
         return DuckDbQueries(self._rows_to_query, self._find_big_files, memory_mb=self._limits.query_memory_mb)
+
+    @property
+    def query_files(self) -> QueryFiles | None:
+        from gated_backfill.common.warehouse.local.query import LocalQueryFiles
+
+        return LocalQueryFiles(self._queries, self._is_big)
+
+    def _is_big(self, table: TableName, date_column: str, day: date) -> bool:
+        return self._parts.is_big(self._places(table, date_column, [day])[day])
 
     def _find_big_files(self, scan: Scan) -> QueriedFiles | None:
         """The files of a big scan, if DuckDB reads from them exactly the rows that `read` returns."""
@@ -162,7 +174,34 @@ class LocalWarehouse(LocalPublications):
         return count_by_reading(lambda scan: self._entities(scan, once=True), expected, sources, groups)
 
     def read_entities(self, scan: EntityScan) -> pa.Table:
+        if self._is_grouped_by_query(scan):
+            return self._group_by_query(scan)
         return self._entities(scan, once=False)
+
+    def _is_grouped_by_query(self, scan: EntityScan) -> bool:
+        """Whether DuckDB counts the rows of each entity: of big files, in an eighth of the time of reading them.
+
+        Not if rows are left out or added up, nor by columns whose equal values may differ as texts.
+        """
+        columns = scan.columns
+        if columns.required or columns.sums or columns.date in columns.entity:
+            return False
+        places = self._places(scan.table, columns.date, days_in(scan.dates))
+        schema = self._find_schema(scan.table) if any(map(self._parts.is_big, places.values())) else None
+        if schema is None:
+            return False
+        types = schema.info.columns
+        return types.get(columns.date) == "DATE" and all(types.get(name) in GROUPED_TYPES for name in columns.entity)
+
+    def _group_by_query(self, scan: EntityScan) -> pa.Table:
+        """Read the entities, grouped by the query. Callers have checked that it groups as `group_entities` does."""
+        aliases = dict(zip(ALIASES, scan.columns.entity, strict=False))
+        rows = self.query(
+            _grouped_sql(list(aliases)),
+            scans={"present": replace(scan.rows(), columns={"day": scan.columns.date, **aliases})},
+        )
+        named = rows.rename_columns([scan.columns.date, *scan.columns.entity, ROW_COUNT])
+        return group_entities([day_entity_rows(named, scan.columns, table=str(scan.table))])
 
     def _entities(self, scan: EntityScan, *, once: bool) -> pa.Table:
         return self._with_schema(
@@ -399,6 +438,13 @@ class LocalWarehouse(LocalPublications):
                 except UnknownPartitionSchema:
                     self._schemas.forget(schema.folder)
         raise WarehouseUnavailable("partitions with other columns were written meanwhile", table=str(scan.table))
+
+
+def _grouped_sql(entity: Sequence[LiteralString]) -> LiteralString:
+    """The query of how many rows of `present` each entity of a day has."""
+    key: list[LiteralString] = ["day", *entity]
+    keys = ", ".join(key)
+    return f"SELECT {keys}, COUNT(*) AS row_count FROM present GROUP BY {keys}"  # noqa: S608 - made of literals only
 
 
 def _places_in(folder: str, date_column: str, days: Iterable[date]) -> dict[date, str]:
