@@ -1,8 +1,9 @@
 """Our programs in processes that have imported them already: most of what a short command or a worker costs.
 
-A server imports every command and what workers do, and forks for each call of a client, which is called `backfill` or
-`python`. The fork runs the console script or the module with the arguments, environment, folder and standard streams of
-the client. Signals to the client go on to it. The client ends as it ended, and takes it with it if it is killed.
+A server imports every command and what workers do, and forks for each call of a client, which is called `backfill`,
+`celery`, `python` or `python-c`. The fork runs the console script, the module, or with `python-c` the code of the first
+argument, with the arguments, environment, folder and standard streams of the client. Signals to the client go on to
+it. The client ends as it ended, and takes it with it if it is killed.
 
 What a program imports is tested elsewhere, and a test that watches the process of a command starts the console script
 itself, whose workers are then those of a user, too.
@@ -33,6 +34,7 @@ from tempfile import mkdtemp
 from typing import NoReturn
 
 BACKFILL = Path(sys.executable).parent / "backfill"
+SCRIPTS = ("backfill", "celery")  #: clients that are called as the console scripts which they run
 #: What workers do and what opens a warehouse of files: imported by the server beside the commands. Not the Celery app,
 #: which reads the settings when it is imported.
 IMPORTED = (
@@ -79,7 +81,7 @@ def prepared_programs() -> Path:
     """The folder of the clients. Their server ends with this process."""
     folder = Path(mkdtemp(prefix="backfill-"))
     address = folder / "server"
-    for name in ("backfill", "python"):
+    for name in (*SCRIPTS, "python", "python-c"):
         client = folder / name
         client.write_text(CLIENT.format(python=sys.executable, address=str(address), ours=OURS))
         client.chmod(0o755)
@@ -107,9 +109,14 @@ class Program:
         """Run it and end, without the time that an interpreter takes to delete what was imported."""
         code: object = None
         try:
-            if self.client == "backfill":
-                sys.argv[:] = [str(BACKFILL), *self.arguments]
-                runpy.run_path(str(BACKFILL), run_name="__main__")
+            if self.client in SCRIPTS:
+                script = str(BACKFILL.with_name(self.client))
+                sys.argv[:] = [script, *self.arguments]
+                runpy.run_path(script, run_name="__main__")
+            elif self.client == "python-c":
+                code_text, *rest = self.arguments
+                sys.argv[:] = ["-c", *rest]
+                exec(code_text, {"__name__": "__main__"})  # noqa: S102 - the code is a test's
             else:
                 _, module, *rest = self.arguments
                 sys.argv[:] = ["-m", *rest]
@@ -181,7 +188,7 @@ def _start(client: socket.socket, clients: Path) -> Program:
     os.chdir(folder)
     sys.executable = str(clients / "python")
     given = [part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part]
-    sys.path[:1] = [str(BACKFILL.parent), *given] if name == "backfill" else [folder, *given]
+    sys.path[:1] = [str(BACKFILL.parent), *given] if name in SCRIPTS else [folder, *given]
     importlib.invalidate_caches()
     gc.unfreeze()
     return Program(name, arguments)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
 
+import psutil
 import pytest
 
 from gated_backfill.common.cleanup.cleanup import CleanupReport, clean
@@ -20,7 +18,8 @@ from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger.stores.cleanups import CleanupState
 from gated_backfill.common.model.tables import DatedTable, TableName
 from tests.builders import NOON_ZONE
-from tests.lab import UPCOMING, Lab, players
+from tests.lab import UPCOMING, Lab, players, until
+from tests.prepared import prepared_programs
 
 TODAY = local_today(Settings(timezone=NOON_ZONE))  # pyright: ignore[reportCallIssue]
 STALE = [TODAY - timedelta(days=n) for n in (30, 9, 8)]
@@ -48,6 +47,7 @@ def counted(*arguments, **named):
     global calls
     calls += 1
     if calls == int(last):
+        print(os.getpid(), flush=True)
         os.kill(os.getpid(), signal.Signals[sign])
     return real(*arguments, **named)
 
@@ -71,7 +71,7 @@ def _noon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def die(lab: Lab, at: str, last: int, doing: str = "clean") -> None:
-    command = [sys.executable, "-c", CLEANUP_THAT_DIES, str(lab.home), at, str(last), doing, "SIGKILL"]
+    command = [prepared_programs() / "python-c", CLEANUP_THAT_DIES, str(lab.home), at, str(last), doing, "SIGKILL"]
     died = subprocess.run(command, env=lab.environment(), capture_output=True, check=False, text=True)
     assert died.returncode == -9, died.stdout + died.stderr
 
@@ -79,16 +79,19 @@ def die(lab: Lab, at: str, last: int, doing: str = "clean") -> None:
 @contextmanager
 def frozen(lab: Lab, at: str, last: int, doing: str = "clean") -> Generator[None]:
     """A process is frozen at that call, for longer than its lease, and wakes up at the end of the block."""
-    command = [sys.executable, "-c", CLEANUP_THAT_DIES, str(lab.home), at, str(last), doing, "SIGSTOP"]
+    command = [prepared_programs() / "python-c", CLEANUP_THAT_DIES, str(lab.home), at, str(last), doing, "SIGSTOP"]
     errors = lab.home / "frozen.txt"
     with errors.open("w") as output:
-        process = subprocess.Popen(command, env=lab.environment(), stderr=output, text=True)
+        process = subprocess.Popen(command, env=lab.environment(), stdout=subprocess.PIPE, stderr=output, text=True)
     lab.running.append(process)
-    _, status = os.waitpid(process.pid, os.WUNTRACED)
-    assert os.WIFSTOPPED(status), errors.read_text()
+    assert process.stdout is not None
+    pid = process.stdout.readline()
+    assert pid, errors.read_text()
+    program = psutil.Process(int(pid))
+    until(lambda: program.status() == psutil.STATUS_STOPPED, "the program to be frozen")
     lab.end_cleanup_leases()
     yield
-    process.send_signal(signal.SIGCONT)
+    program.resume()
     assert process.wait(60) == 0 or "has taken over operation" in errors.read_text()
 
 

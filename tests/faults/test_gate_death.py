@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -24,6 +23,7 @@ from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.gate.gate import GateOutcome, close_window
 from tests.builders import everyone_is_dead, process_date
 from tests.lab import Lab, players
+from tests.prepared import prepared_programs
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(3)]
 TARGET = "probe.probe"
@@ -73,7 +73,7 @@ def opened(lab: Lab) -> tuple[Run, Deps]:
 
 def kill_the_gate(lab: Lab, run: Run, at: str, *, is_seen: bool = False) -> None:
     """`is_seen`: its worker sees it die, and records that."""
-    command = [sys.executable, "-c", GATE_THAT_DIES, str(lab.home), run.id, at]
+    command = [prepared_programs() / "python-c", GATE_THAT_DIES, str(lab.home), run.id, at]
     died = subprocess.run(command, env=lab.environment(), capture_output=True, check=False, text=True)
     assert died.returncode == -9, died.stderr
     if is_seen:

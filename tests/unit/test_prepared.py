@@ -33,10 +33,11 @@ match sys.stdin.readline().split():
 """
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path, *program: str) -> subprocess.Popen[str]:
     (folder / "celery_probe.py").write_text(PROBE)
+    client, *options = program or ("python", "-m", "celery_probe")
     return subprocess.Popen(
-        [prepared_programs() / "python", "-m", "celery_probe", "one", "two words"],
+        [prepared_programs() / client, *options, "one", "two words"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -46,6 +47,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.parametrize("program", [("python", "-m", "celery_probe"), ("python-c", PROBE)], ids=["module", "code"])
 @pytest.mark.parametrize(
     ("order", "code", "said"),
     [
@@ -58,8 +60,10 @@ def start(folder: Path) -> subprocess.Popen[str]:
         ("nothing", 0, ""),
     ],
 )
-def test_it_has_its_streams_and_ends_as_it_would_by_itself(tmp_path: Path, order: str, code: int, said: str) -> None:
-    process = start(tmp_path)
+def test_it_has_its_streams_and_ends_as_it_would_by_itself(
+    tmp_path: Path, order: str, code: int, said: str, program: tuple[str, ...]
+) -> None:
+    process = start(tmp_path, *program)
     out, err = process.communicate(order, timeout=30)
 
     assert (process.returncode, out) == (code, f"{tmp_path} value one two words\n")
@@ -79,6 +83,12 @@ def test_a_signal_to_the_client_reaches_it(tmp_path: Path, number: int, code: in
         process.send_signal(number)
         assert process.wait(30) == code
         until(lambda: not psutil.pid_exists(int(pid)), "the end of the program")
+
+
+@pytest.mark.parametrize(("name", "said"), [("backfill", "backfill "), ("celery", "5.")])
+def test_a_console_script_is_called_by_its_name(tmp_path: Path, name: str, said: str) -> None:
+    shown = subprocess.check_output([prepared_programs() / name, "--version"], cwd=tmp_path, text=True, env={})
+    assert shown.startswith(said)
 
 
 def test_the_start_of_any_other_program_is_real(tmp_path: Path) -> None:
