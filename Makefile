@@ -10,7 +10,7 @@ AUDIT_READY := $(AUDIT)/.ready
 # A checkout has no bytecode: let the first process write it, so that later processes need not compile again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: environments demo test fuzz audit test-browser test-prometheus test-compose screenshots test-bigquery chaos chaos-mutants recovery seasons lint types check bench lock clean help
+.PHONY: environments demo test collect fuzz audit test-browser test-prometheus test-compose screenshots test-bigquery chaos chaos-mutants recovery seasons lint types check bench lock clean help
 
 # uv takes a quarter of pip's time. Where it fails, pip installs: only pip reads pip's own settings, such as an index in pip.conf.
 install = $(BIN)/uv pip install --quiet --python $(1)/python --compile-bytecode $(2) || \
@@ -50,6 +50,11 @@ demo: $(READY)  ## install, generate a season of data with the incident, and run
 
 test: $(READY) $(EMULATOR_READY)  ## install, and run the tests
 	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal $(ARGS)
+
+# pytest compiles a test file with its assertions rewritten: for all files that takes longer than everything else before
+# the first test. Each process of `make test` would do it, because they begin at the same moment.
+collect: $(READY)  ## import the tests, and write their bytecode
+	@out="$$($(BIN)/python -m pytest --collect-only -qq)" || { echo "$$out"; exit 1; }
 
 test-browser: $(READY)  ## run the tests that need Debian's Chromium (apt-get install chromium)
 	TEST_BROWSER=1 $(BIN)/python -m pytest tests/browser $(ARGS)
