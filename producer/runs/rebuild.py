@@ -14,6 +14,7 @@ from typing import Any
 
 from gated_backfill.common.audit.audit import audit_dates
 from gated_backfill.common.audit.findings import AuditedDate, AuditFinding
+from gated_backfill.common.audit.target_proofs import compare_with_target
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.history.recorded_dates import RecordedDate, read_recorded_dates
 from gated_backfill.common.ledger import Checkpoint, DateState, Ledger, NewDate, NewRun, Run, RunState
@@ -258,14 +259,12 @@ def write_checkpoints(rebuild: Rebuild, context: CommandContext, by: str, progre
     job, ledger = rebuild.job, context.ledger
     run = ledger.runs.open_run(_new_run(rebuild, context, by))
     ledger.runs.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
-    target, date_column = TableName.parse(job.target.table), job.target.date_column
     changed: list[date] = []
     written = 0
     for days in chunk_dates(sorted(rebuild.proven), DATES_AT_ONCE):
-        checksums = {day: rebuild.proven[day].checksum for day in days}
-        unchanged = context.warehouse.matching_dates(target, date_column, checksums)
-        written += len(ledger.checkpoints.write(run.id, unchanged))
-        changed += sorted(set(days) - unchanged)
+        proofs = compare_with_target(job, {day: rebuild.proven[day] for day in days}, context.warehouse)
+        written += len(ledger.checkpoints.write(run.id, proofs.unchanged, quick_fingerprints=proofs.renewed))
+        changed += sorted(set(days) - proofs.unchanged)
         progress("checkpointing", written + len(changed), len(rebuild.proven))
     error = "something else has changed its rows while they were verified"
     columns = failure_columns("RowsChanged", error, error)
