@@ -23,6 +23,7 @@ from tests.rest_model import PublishedDates
 
 PROJECT = rules.PROJECT
 RESULTS = {"projectId": PROJECT, "datasetId": "_results"}  #: where the rows of each query are, by the job's id
+BYTES_BILLED, SLOT_MILLIS = 10 * 1024**2, 250  #: of each query and script
 HOST = "https://bigquery.googleapis.com"
 STATUS = {  # of an answer, for the reason of a job's error
     "invalidQuery": 400,
@@ -463,7 +464,11 @@ def _resource(job: Job) -> dict[str, Any]:
     kept = {k: v for k, v in job.configuration.items() if k != "labels"}
     if job.rows is not None:
         kept["query"] = {**kept["query"], "destinationTable": {**RESULTS, "tableId": job.reference["jobId"]}}
-    return {"kind": "bigquery#job", "jobReference": job.reference, "configuration": kept, "status": status}
+    answer = {"kind": "bigquery#job", "jobReference": job.reference, "configuration": kept, "status": status}
+    if job.done and "query" in job.configuration:  # of a script, for all of its statements
+        billed = {"totalBytesBilled": str(BYTES_BILLED), "totalSlotMs": str(SLOT_MILLIS)}
+        answer["statistics"] = {"totalSlotMs": str(SLOT_MILLIS), "query": billed}
+    return answer
 
 
 def _has_passed(milliseconds: str) -> bool:

@@ -11,6 +11,7 @@ from gated_backfill.common.errors import StagedFileLost
 from gated_backfill.common.ledger.states import ENDED_DATES, ENDED_RUNS, DateState, RunAction, RunState, WindowState
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.model.publication import StagedFile
+from gated_backfill.common.model.usage import Usage
 from gated_backfill.common.process.printable_text import printable, printable_name
 
 
@@ -38,6 +39,7 @@ class NewRun:
     replaced_owner: str | None = None  #: the job that has given the target up
     #: By date, the run of the checkpoint that it had when the run was planned. None: not compared.
     planned_with: Mapping[date, str] | None = None
+    usage: Usage | None = None  #: what its plan was billed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,8 @@ class Run:
     undone_at: datetime | None
     undone_by: str | None
     reported_at: datetime | None
+    bytes_billed: int | None  #: for its plan only, see `RunStore.sum_usage`
+    slot_millis: int | None
 
     @property
     def has_ended(self) -> bool:
@@ -119,6 +123,8 @@ class DateRow:
     undone_at: datetime | None
     undone_by: str | None
     undo_restored: bool | None  #: False: undone, and left with the rows that another writer wrote since
+    bytes_billed: int | None
+    slot_millis: int | None
 
     @property
     def undone(self) -> UndoneDate | None:
@@ -153,6 +159,8 @@ class WindowRow:
     losses: int  #: leases that were lost for an unknown reason
     opened_at: datetime | None
     closed_at: datetime | None
+    bytes_billed: int | None
+    slot_millis: int | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gated_backfill.common.errors import LedgerUnusable
 
-HEAD_REVISION = "0014"  #: the newest migration; a test compares it with the scripts. Revisions are ordered as texts
+HEAD_REVISION = "0015"  #: the newest migration; a test compares it with the scripts. Revisions are ordered as texts
 MIGRATE = "run `backfill ledger migrate`"
 
 

@@ -20,6 +20,7 @@ from gated_backfill.common.ledger.states import (
 from gated_backfill.common.ledger.tables import run_dates, runs
 from gated_backfill.common.model.coverage import TargetCounts, Verdict
 from gated_backfill.common.model.missing_names import MISSING_NAMES_STORED
+from gated_backfill.common.model.usage import Usage
 from gated_backfill.common.process.clock import utcnow
 
 DateColumns = Mapping[str, Any]  #: values of columns of `run_dates`
@@ -145,7 +146,17 @@ def run_values(run_id: str, new: NewRun) -> dict[str, Any]:
         "first_date": min(days),
         "last_date": max(days),
         "created_at": utcnow(),
+        **usage_values(new.usage),
     }
+
+
+def usage_values(usage: Usage | None, before: DateRow | None = None) -> dict[str, Any]:
+    """Return the values of the columns for usage, added to those of the date before; none if nothing is known."""
+    if usage is None:
+        return {}
+    if before is not None:
+        usage += Usage(bytes_billed=before.bytes_billed or 0, slot_millis=before.slot_millis or 0)
+    return {"bytes_billed": usage.bytes_billed, "slot_millis": usage.slot_millis}
 
 
 def date_values(run_id: str, job: str, dates: Iterable[NewDate]) -> list[dict[str, Any]]:

@@ -80,6 +80,11 @@ def state_constraint(column: str, states: type[RunState] | type[DateState] | typ
     return CheckConstraint(f"{column} IN ({values})", name=column)
 
 
+def usage_columns() -> list[Column[Any]]:
+    """The columns for what the warehouse billed; null where nothing is known, as of a warehouse that bills nothing."""
+    return [Column("bytes_billed", BigInteger), Column("slot_millis", BigInteger)]
+
+
 runs = Table(
     "runs",
     metadata,
@@ -103,6 +108,7 @@ runs = Table(
     Column("undone_at", UtcDateTime),
     Column("undone_by", String(128)),
     Column("reported_at", UtcDateTime),  #: when its post-run steps were done: alerts recorded, history written
+    *usage_columns(),  #: of its plan
     state_constraint("state", RunState),
     Index(None, "job", "created_at"),
     Index(None, "finished_at"),
@@ -121,6 +127,7 @@ windows = Table(
     Column("losses", Integer, nullable=False, server_default="0"),  #: leases that were lost for an unknown reason
     Column("opened_at", UtcDateTime),
     Column("closed_at", UtcDateTime),
+    *usage_columns(),  #: of its gates
     state_constraint("state", WindowState),
 )
 
@@ -172,6 +179,7 @@ run_dates = Table(
     Column("undone_at", UtcDateTime),  #: when an undo of the run withdrew the date's checkpoint
     Column("undone_by", String(128)),
     Column("undo_restored", Boolean),  #: whether the date has its earlier rows again; null if it was not undone
+    *usage_columns(),  #: of its tasks; of a task with several dates an equal share each
     state_constraint("state", DateState),
     Index("uq_run_dates_active", "job", "day", unique=True, sqlite_where=ACTIVE),
     Index("ix_run_dates_undone", "job", "day", sqlite_where=UNDONE),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -27,6 +27,7 @@ from gated_backfill.common.history.figures import (
 )
 from gated_backfill.common.ledger import Run, RunWithDates
 from gated_backfill.common.model.dates import DateRange
+from gated_backfill.common.model.usage import Usage, format_bytes
 from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.stale_dates import StaleDates
 from gated_backfill.producer.history.now import HistoryNow, print_now
@@ -55,6 +56,13 @@ class HistoryReport:
     made_at: datetime
     now: HistoryNow
     stale: StaleDates = field(default_factory=StaleDates)
+    usage: Mapping[str, Usage] = field(default_factory=dict[str, Usage])  #: what runs were billed, as far as known
+
+    @property
+    def total_usage(self) -> Usage | None:
+        """What the runs of the period were billed together; None if nothing is known of any."""
+        known = [self.usage[run_dates.run.id] for run_dates in self.facts if run_dates.run.id in self.usage]
+        return sum(known, Usage()) if known else None
 
     @cached_property
     def totals(self) -> Totals:
@@ -73,13 +81,17 @@ class HistoryReport:
             "now": self.now.as_json() | {"at": self.made_at},
             "days": {"first": self.days.start, "last": self.days.through, "count": len(self.days)},
             "job": self.job,
-            "totals": totals_json(self.totals),
+            "totals": totals_json(self.totals) | {"billed": _usage_json(self.total_usage)},
             "before": totals_json(self.totals_before) if self.before else None,
             "trend": {name: change.difference for name, change in self.trend.items()} if self.before else None,
             "ended_per_day": dict(
                 zip((str(day) for day in self.days.days()), ended_per_day(self.facts, self.days), strict=True)
             ),
-            "runs": [_run_json(run_dates) | {"stale": len(self.stale.of(run_dates.run))} for run_dates in self.facts],
+            "runs": [
+                _run_json(run_dates)
+                | {"stale": len(self.stale.of(run_dates.run)), "billed": _usage_json(self.usage.get(run_dates.run.id))}
+                for run_dates in self.facts
+            ],
             "stale_not_compared": dict(self.stale.not_compared),
         }
 
@@ -99,6 +111,10 @@ def totals_json(figures: Totals) -> dict[str, Any]:
         "seconds_median": figures.seconds_median,
         "seconds_max": figures.seconds_most,
     }
+
+
+def _usage_json(usage: Usage | None) -> dict[str, int] | None:
+    return usage.as_json() if usage else None
 
 
 def _run_json(run_dates: RunWithDates) -> dict[str, Any]:
@@ -176,6 +192,8 @@ def _print_figures(console: Console, history: HistoryReport) -> None:
     if figures.seconds_median is not None:
         longest = f"{format_duration(figures.seconds_most)} at most"
         add("a date took", format_duration(figures.seconds_median), longest, _slowdown(change["seconds_median"]))
+    if (usage := history.total_usage) is not None:
+        add("billed", format_bytes(usage.bytes_billed), f"{usage.slot_millis / 1000:,.0f} s of slot time", "")
     console.print(table)
     if not history.before:
         console.print(styled(f"  no runs in the {len(history.days)} days before: there is no trend", "dim"))
@@ -197,11 +215,14 @@ def _print_runs(console: Console, history: HistoryReport) -> None:
     for name in ("dates", "done", *(outcome.value for outcome in outcomes)):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("coverage", no_wrap=True)
-    for name in ("min", "median", "fallback", "took"):
+    has_usage = any(run_dates.run.id in history.usage for run_dates, _ in listed)
+    for name in ("min", "median", "fallback", "took", *(("billed",) if has_usage else ())):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("job, dates", overflow="fold")
     for run_dates, figures in listed:
-        table.add_row(*_run_row(run_dates, figures, outcomes, len(history.stale.of(run_dates.run))))
+        usage = history.usage.get(run_dates.run.id)
+        billed = [format_bytes(usage.bytes_billed) if usage else "-"] if has_usage else []
+        table.add_row(*_run_row(run_dates, figures, outcomes, len(history.stale.of(run_dates.run)), billed))
     console.print(table)
     for job, problem in history.stale.not_compared.items():
         console.print(f"stale dates of {job}: sources and inputs were not compared: {problem}")
@@ -210,7 +231,7 @@ def _print_runs(console: Console, history: HistoryReport) -> None:
 
 
 def _run_row(
-    run_dates: RunWithDates, figures: Totals, outcomes: Sequence[DateOutcome], stale: int
+    run_dates: RunWithDates, figures: Totals, outcomes: Sequence[DateOutcome], stale: int, billed: Sequence[str]
 ) -> list[str | StyledText]:
     run, coverage = run_dates.run, figures.coverage
     return [
@@ -224,6 +245,7 @@ def _run_row(
         share_in_words(coverage.median if coverage else None),
         share_in_words(figures.fallback_rate),
         format_duration(wall_seconds(run)),
+        *billed,
         f"{run.job} {DateRange(start=run.first_date, through=run.last_date)}",
     ]
 

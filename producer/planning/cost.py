@@ -12,6 +12,7 @@ from gated_backfill.common.model.dates import consecutive_ranges
 from gated_backfill.common.model.expectation_floor import neighbour_days, share_of_recent
 from gated_backfill.common.model.job import Input, Job, Source
 from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.model.usage import format_bytes
 from gated_backfill.common.warehouse.coverage_queries import calendar_scan, expectation_scan, source_scans, target_scan
 from gated_backfill.common.warehouse.input_fingerprints import fingerprint_scans
 from gated_backfill.common.warehouse.prerequisites import prerequisite_scans
@@ -54,14 +55,6 @@ class CostEstimate:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"run_bytes": self.run_bytes, "price": round(self.price, 4)}
-
-
-def format_bytes(count: int) -> str:
-    """The bytes in the largest unit that keeps the number above one, e.g. `1.5 GiB`."""
-    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while size >= 1024 and len(units) > 1:
-        size, units = size / 1024, units[1:]
-    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
 def estimate_cost(

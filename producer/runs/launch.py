@@ -39,6 +39,7 @@ from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.release import ITS_PROCESS_DIED, SYSTEM_ACTOR, ReleasedRun, release_run
 from gated_backfill.common.runs.silent_workers import list_silent_workers
 from gated_backfill.common.runs.targets import check_target_free
+from gated_backfill.common.warehouse.usage import LAUNCH, charging, take_usage
 from gated_backfill.producer.context import CommandContext, current_user
 from gated_backfill.producer.planning.plan import Plan, PlanAction, PlanStep, compare_entities
 from gated_backfill.producer.stack.embedded import EmbeddedStack
@@ -65,6 +66,8 @@ def open_run(plan: Plan, job: Job, options: RunOptions, context: CommandContext,
     identity = context.staging.mark()
     if not owned:
         _check_same_staging(identity, context)
+    with charging(LAUNCH):
+        dates = tuple(_new_dates(plan, job, options, context))
     new = NewRun(
         job=job.name,
         job_version=job.version,
@@ -75,8 +78,9 @@ def open_run(plan: Plan, job: Job, options: RunOptions, context: CommandContext,
         owner=process_identity() if owned else None,
         target=job.target.table,
         replaced_owner=check_target_free(job, context.ledger),
-        dates=tuple(_new_dates(plan, job, options, context)),
+        dates=dates,
         planned_with=plan.checkpointed_by,
+        usage=take_usage(LAUNCH),
     )
     date_count = sum(date_row.window is not None for date_row in new.dates)
     express_dates = context.settings.express_dates

@@ -22,6 +22,7 @@ from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.private_files import make_private_folder
 from gated_backfill.common.runs.release import ReleasedRun, release_run
 from gated_backfill.common.storage.files import check_writable
+from gated_backfill.common.warehouse.usage import LAUNCH, charging
 from gated_backfill.producer.context import CommandContext, current_user
 from gated_backfill.producer.planning.plan import (
     Plan,
@@ -81,7 +82,8 @@ def plan_launch(launch: Launch, job: Job, context: CommandContext) -> Plan:
     """
     context.settings.check_not_own_table(job.target.table)
     _check_folders(job, context)
-    plan = make_plan(launch.request, job, context.warehouse, context.ledger)
+    with charging(LAUNCH):
+        plan = make_plan(launch.request, job, context.warehouse, context.ledger)
     context.ledger.checkpoints.renew(plan.renewed_proofs)
     if not launch.preflight:
         plan = build_blocked_dates(plan)

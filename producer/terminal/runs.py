@@ -24,6 +24,7 @@ from gated_backfill.common.model.coverage import format_percent
 from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.model.job_versions import STALE_PREFIX
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN, list_names
+from gated_backfill.common.model.usage import Usage
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.printable_text import printable_name, shorten
 from gated_backfill.common.runs.faulty_workers import FaultyWorkers
@@ -42,8 +43,14 @@ RUN_STYLES = {
 }
 
 
-def print_run(console: Console, progress: RunProgress, summary: RunSummary, actions: Sequence[ActionRow] = ()) -> None:
-    """Print the request, the progress, and every incomplete date with its reason."""
+def print_run(
+    console: Console,
+    progress: RunProgress,
+    summary: RunSummary,
+    actions: Sequence[ActionRow] = (),
+    usage: Usage | None = None,
+) -> None:
+    """Print the request, the progress, what was billed, and every incomplete date with its reason."""
     run = progress.run
     console.print(line("run ", styled(run.id, "bold"), "  ", styled_state(run)))
     if is_interrupted(run):
@@ -59,6 +66,8 @@ def print_run(console: Console, progress: RunProgress, summary: RunSummary, acti
     _print_undone(console, run, summary.undone)
     counts = ", ".join(f"{progress.counts[state]} {state.value}" for state in DateState if progress.counts.get(state))
     console.print(f"  dates    {counts or 'none'}")
+    if usage is not None:
+        console.print(f"  billed   {usage.describe()}")
     for source in summary.sources:
         share = format_percent(source.matched, source.expected)
         entities = f"{source.matched} of {source.expected} entities ({share})"
@@ -192,6 +201,7 @@ def run_json(
     stale: StaleDates | None = None,
     silent: Sequence[Heartbeat] = (),
     faulty: FaultyWorkers | None = None,
+    usage: Usage | None = None,
 ) -> dict[str, Any]:
     run = progress.run
     return {
@@ -211,6 +221,7 @@ def run_json(
         "undone_at": run.undone_at,
         "undone_by": run.undone_by,
         "counts": {state.value: n for state, n in progress.counts.items()},
+        "billed": usage.as_json() if usage else None,
         "dates": [_date_json(row) for row in rows],
         "stale": [{"day": day, "reason": reason} for day, reason in (stale.of(run) if stale else {}).items()],
         "undone": [{"day": row.day, "reason": row.undone.describe()} for row in rows if row.undone is not None],

@@ -39,9 +39,11 @@ from gated_backfill.common.ledger import (
 )
 from gated_backfill.common.ledger.connections import make_engine
 from gated_backfill.common.ledger.database import next_generation
+from gated_backfill.common.ledger.rows import usage_values
 from gated_backfill.common.ledger.stores.history import DATES_PER_QUERY
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.model.usage import Usage
 from gated_backfill.common.process.clock import utcnow
 from tests.builders import (
     DAYS,
@@ -882,6 +884,30 @@ def test_gates_that_checkpoint_at_once_prove_a_date_once(ledger: Ledger, run: Ru
     published_date(ledger, run, FEB_23)
     results = at_once(4, lambda _: ledger.checkpoints.write(run.id, [FEB_23]))
     assert sorted(results) == [[], [], [], [FEB_23]]
+
+
+def test_what_a_run_was_billed_is_the_sum_of_its_plan_its_tasks_and_its_gates(ledger: Ledger) -> None:
+    plan, date_of_task, gate = (Usage(bytes_billed=n, slot_millis=2 * n) for n in (2**40, 100, 10))
+    run = ledger.runs.open_run(new_run(usage=plan))
+    other = queued_run(ledger, job="teams")
+    assert ledger.runs.sum_usage([run.id, other.id]) == {run.id: plan}
+
+    ledger.runs.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
+    ledger.windows.open_windows(run.id, in_flight=1)
+    for day in (FEB_23, FEB_24):
+        claimed = claim_date(ledger, run, day, owner="worker")
+        assert claimed is not None
+        columns = usage_values(date_of_task, before=claimed)
+        assert ledger.claims.release_dates(run.id, {day: (DateState.STAGED, columns)}, owner="worker") == {day}
+    assert ledger.runs.sum_usage([run.id]) == {run.id: plan + date_of_task + date_of_task}
+
+    for to in (WindowState.OPEN, WindowState.CLOSED):
+        assert claim_window(ledger, run) is not None
+        assert ledger.windows.release_window(run.id, 0, "gate", to=to, usage=gate)
+    assert not ledger.windows.release_window(run.id, 0, "gate", to=WindowState.CLOSED, usage=gate)
+    total = plan + date_of_task + date_of_task + gate + gate
+    assert ledger.runs.sum_usage([run.id, other.id, "no run"]) == {run.id: total}
+    assert ledger.runs.sum_usage([]) == {}
 
 
 def quick_of(ledger: Ledger) -> dict[date, str | None]:

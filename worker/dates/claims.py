@@ -10,10 +10,12 @@ from typing import Any
 import structlog
 
 from gated_backfill.common.ledger import DateRow, DateState, Run
-from gated_backfill.common.ledger.rows import DateColumns
+from gated_backfill.common.ledger.rows import DateColumns, usage_values
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.model.usage import split_usage
 from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.warehouse.usage import take_usage
 from gated_backfill.worker.dates.outcomes import RetryLater
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.releases import release_despite_outage
@@ -55,6 +57,17 @@ class DatesTask:
     def release(self, ends: Mapping[date, tuple[DateState, DateColumns]]) -> frozenset[date]:
         """Record the state and columns in which dates ended; returns the dates whose claim was still this worker's."""
         return self.deps.ledger.claims.release_dates(self.run.id, ends, owner=self.deps.owner)
+
+    def take_usage(self, rows: Sequence[DateRow]) -> dict[date, DateColumns]:
+        """Return the columns with what the warehouse has billed for these dates by now, an equal share each.
+
+        What this process was billed for earlier attempts is in it. Empty if the warehouse bills nothing.
+        """
+        usage = take_usage(self.run.id) if rows else None
+        if usage is None:
+            return {}
+        shares = split_usage(usage, len(rows))
+        return {row.day: usage_values(share, before=row) for row, share in zip(rows, shares, strict=True)}
 
     def requeue(self, days: Sequence[date], **columns: Any) -> None:
         requeue_claimed(self.run.id, days, self.deps, **columns)

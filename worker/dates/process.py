@@ -25,6 +25,7 @@ from gated_backfill.common.model.dates import summarize_dates
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.warehouse.labels import label_work
+from gated_backfill.common.warehouse.usage import charging
 from gated_backfill.worker.dates.build import BuiltDate, build_dates
 from gated_backfill.worker.dates.claims import DatesTask, release_when_stopped, requeue_despite_outage
 from gated_backfill.worker.dates.failures import SoftTimeLimitReached, translate_job_errors
@@ -71,7 +72,7 @@ def _log_context(run_id: str, days: Sequence[date]) -> AbstractContextManager[No
 
 def _process(run_id: str, days: Sequence[date], deps: Deps, retries: int) -> list[AttemptOutcome]:
     run = deps.cached_run(run_id)
-    with label_work(job=run.job, run=run_id):
+    with label_work(job=run.job, run=run_id), charging(run_id):
         return _process_run(run, days, deps, retries)
 
 
@@ -162,7 +163,13 @@ def _build(task: DatesTask, claimed: Sequence[DateRow], started: float) -> list[
     with label_work(window=claimed[0].window):  # all dates of a task are of one window
         built_dates = build_dates(task.job, task.options, claimed, task.deps)
     seconds = (time.monotonic() - started) / len(claimed)
-    released = task.release({built.day: (built.state, {**built.columns, "seconds": seconds}) for built in built_dates})
+    used = task.take_usage([row for row in claimed if row.day in {built.day for built in built_dates}])
+    released = task.release(
+        {
+            built.day: (built.state, {**built.columns, **used.get(built.day, {}), "seconds": seconds})
+            for built in built_dates
+        }
+    )
     outcomes: list[AttemptOutcome] = []
     for built in built_dates:
         if built.day in released:
@@ -218,7 +225,8 @@ def _end_failed(task: DatesTask, row: DateRow, exc: BackfillError, started: floa
         log.error("date_failed", day=day, error_kind=exc.kind, error=str(exc), exc_info=exc.__cause__ or exc)
     if task.deps.ends_run(exc):
         task.deps.ledger.dates.fail_remaining_dates(task.run.id, exc.kind, error, exc.job_place)
-    task.release({row.day: (state, {**columns, "seconds": time.monotonic() - started})})
+    used = task.take_usage([row])
+    task.release({row.day: (state, {**columns, **used.get(row.day, {}), "seconds": time.monotonic() - started})})
     return AttemptOutcome(day=row.day, state=state.value, detail=str(exc))
 
 

@@ -24,6 +24,7 @@ from gated_backfill.common.process.signals import find_interruption
 from gated_backfill.common.runs.enqueue import enqueue_dates, enqueue_next_windows
 from gated_backfill.common.runs.release import find_still_published
 from gated_backfill.common.warehouse.labels import label_work
+from gated_backfill.common.warehouse.usage import charging
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.gate.failures import (
     UNPROVEN,
@@ -79,6 +80,7 @@ def close_window(
     with (
         structlog.contextvars.bound_contextvars(run=run_id, window=number),
         label_work(job=run.job, run=run_id, window=number),
+        charging(run_id),
     ):
         try:
             outcome = _close_leased(run, number, generation, deps, is_last_attempt=is_last_attempt, retries=retries)

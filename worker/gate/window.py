@@ -14,6 +14,7 @@ from gated_backfill.common.model.publication import Publication
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.runs.release import fence_publications
+from gated_backfill.common.warehouse.usage import give_back_usage, take_usage
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.host.checks import HostFaulty, is_suspicious
 
@@ -83,4 +84,10 @@ class LeasedWindow:
 
     def release(self, to: WindowState) -> bool:
         """End the lease and leave the window open or closed; False if the lease was lost."""
-        return self.deps.ledger.windows.release_window(self.run.id, self.number, self.deps.owner, to=to)
+        usage = take_usage(self.run.id)
+        released = self.deps.ledger.windows.release_window(
+            self.run.id, self.number, self.deps.owner, to=to, usage=usage
+        )
+        if usage is not None and not released:
+            give_back_usage(self.run.id, usage)
+        return released

@@ -28,6 +28,7 @@ from gated_backfill.common.ledger.stores.actions import record_action
 from gated_backfill.common.ledger.stores.targets import claim_target
 from gated_backfill.common.ledger.tables import checkpoints, run_dates, runs, windows
 from gated_backfill.common.model.dates import format_dates
+from gated_backfill.common.model.usage import Usage
 from gated_backfill.common.process.clock import utcnow
 
 DATES_PER_INSERT = 1000  #: bounds memory: a row's parameters take ten times the memory of its date
@@ -119,6 +120,17 @@ class RunStore(LedgerStore):
         """Return the ended runs whose post-run steps are not recorded as done, in the order in which they ended."""
         query = select(runs).where(runs.c.finished_at.is_not(None), runs.c.reported_at.is_(None))
         return self._select(query.order_by(runs.c.finished_at))
+
+    def sum_usage(self, run_ids: Sequence[str]) -> dict[str, Usage]:
+        """Return what the plans, tasks and gates of these runs were billed; without runs of which nothing is known."""
+        sums: dict[str, Usage] = {}
+        with self._read() as connection:
+            for start in range(0, len(run_ids), IDS_PER_QUERY):
+                for query in _usage_queries(run_ids[start : start + IDS_PER_QUERY]):
+                    for run_id, bytes_billed, slot_millis in connection.execute(query):
+                        part = Usage(bytes_billed=int(bytes_billed), slot_millis=int(slot_millis))
+                        sums[run_id] = sums.get(run_id, Usage()) + part
+        return sums
 
     def _select(self, query: Select[Any]) -> list[Run]:
         with self._read() as connection:
@@ -227,6 +239,16 @@ def _find_days_in_use(connection: Connection, job: str, days: Collection[date]) 
         if row.day in requested_days:
             days_by_run.setdefault(row.run_id, []).append(row.day)
     return days_by_run
+
+
+def _usage_queries(run_ids: Sequence[str]) -> list[Select[Any, Any, Any]]:
+    """The queries of what was billed for the plans, gates and tasks, by run."""
+    return [
+        select(key, func.sum(key.table.c.bytes_billed), func.sum(key.table.c.slot_millis))
+        .where(key.in_(run_ids), key.table.c.bytes_billed.is_not(None))
+        .group_by(key)
+        for key in (runs.c.id, windows.c.run_id, run_dates.c.run_id)
+    ]
 
 
 def _queues_in_use(connection: Connection) -> list[str]:

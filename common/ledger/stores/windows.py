@@ -15,6 +15,7 @@ from gated_backfill.common.ledger.rows import window_from_row
 from gated_backfill.common.ledger.states import ENDED_DATES, ENDED_RUNS, DateState, RunState, WindowState
 from gated_backfill.common.ledger.tables import run_dates, runs, windows
 from gated_backfill.common.model.scheduling.limits import ConcurrencyLimits, InFlight, is_next_in_line, windows_to_open
+from gated_backfill.common.model.usage import Usage
 from gated_backfill.common.process.clock import utcnow
 
 NEVER = datetime.min.replace(tzinfo=UTC)
@@ -153,10 +154,18 @@ class WindowStore(LedgerStore):
         with self._write_one(durable=False) as connection:
             return bool(connection.execute(RENEW, key | {"until": until}).rowcount)
 
-    def release_window(self, run_id: str, number: int, owner: str, *, to: WindowState) -> bool:
-        """Release a window as open or closed; returns False if this gate has lost the lease."""
-        ended = {"closed_at": utcnow()} if to is WindowState.CLOSED else {}
-        return self._end_lease(run_id, number, owner, to=to, **ended)
+    def release_window(
+        self, run_id: str, number: int, owner: str, *, to: WindowState, usage: Usage | None = None
+    ) -> bool:
+        """Release a window as open or closed; returns False if this gate has lost the lease.
+
+        `usage` is added to what the window's gates were billed.
+        """
+        values: dict[str, Any] = {"closed_at": utcnow()} if to is WindowState.CLOSED else {}
+        if usage is not None:
+            values["bytes_billed"] = func.coalesce(windows.c.bytes_billed, 0) + usage.bytes_billed
+            values["slot_millis"] = func.coalesce(windows.c.slot_millis, 0) + usage.slot_millis
+        return self._end_lease(run_id, number, owner, to=to, **values)
 
     def record_death(self, run_id: str, number: int, owner: str) -> bool:
         """End the lease of a gate that died while it worked on the window, and count the death.

@@ -35,12 +35,14 @@ from gated_backfill.common.errors import (
     WarehouseUnavailable,
 )
 from gated_backfill.common.model.publication import WarehouseLimits
+from gated_backfill.common.model.usage import Usage
 from gated_backfill.common.warehouse.bigquery.address import BigQueryAddress
 from gated_backfill.common.warehouse.bigquery.credentials import open_credentials
 from gated_backfill.common.warehouse.bigquery.results import ResultReader
 from gated_backfill.common.warehouse.bigquery.schema import type_of
 from gated_backfill.common.warehouse.bigquery.transactions import LEASE_TAKEN_OVER
 from gated_backfill.common.warehouse.labels import current_labels
+from gated_backfill.common.warehouse.usage import charge
 
 REQUEST_SECONDS = 120  #: for one answer of the service
 TRANSFER_SECONDS = 30  #: added for the way of an answer that the service gives after `REQUEST_SECONDS`
@@ -253,7 +255,9 @@ class BigQueryConnection:
         job = self.client.query(
             sql, self._config(params), retry=self.retry, timeout=REQUEST_SECONDS, job_retry=None, api_method=method
         )
-        return self._read(job, job_retry=None)
+        rows = self._read(job, job_retry=None)
+        _charge(job)
+        return rows
 
     def _read(self, job: Any, **options: Any) -> pa.Table:
         """Wait for the query's end, and read its rows."""
@@ -358,7 +362,9 @@ class BigQueryConnection:
                 earlier = True
             try:
                 self._wait_for(job)
+                _charge(job)
             except api.GoogleAPICallError as exc:
+                _charge(job)  # statements of a script are billed, although a later one fails
                 if CONCURRENT.search(str(exc)) and time.monotonic() < deadline:
                     time.sleep(random.uniform(*CONFLICT_WAITS))  # noqa: S311 - so that the two do not conflict again
                 elif not (earlier and job.done(retry=self._polling)):
@@ -395,6 +401,12 @@ class BigQueryConnection:
             labels=current_labels(),
             **self.address.query_options(),
         )
+
+
+def _charge(job: Any) -> None:
+    """Charge what an ended query or script was billed, as far as BigQuery says. Loads are free."""
+    if isinstance(job, bigquery.QueryJob) and job.total_bytes_billed is not None:
+        charge(Usage(bytes_billed=job.total_bytes_billed, slot_millis=job.slot_millis or 0))
 
 
 def job_name(kind: str, *parts: object) -> str:

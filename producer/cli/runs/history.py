@@ -67,7 +67,16 @@ def history(
     runs, runs_before = _read_runs(context.ledger, period, job)
     now = read_now(context.ledger, context.settings, job=job)
     stale = find_stale_dates_of_runs([row.run for row in runs], context.ledger, lambda: context.warehouse)
-    report = HistoryReport(days=period, job=job, facts=runs, before=runs_before, stale=stale, made_at=utcnow(), now=now)
+    report = HistoryReport(
+        days=period,
+        job=job,
+        facts=runs,
+        before=runs_before,
+        stale=stale,
+        usage=context.ledger.runs.sum_usage([row.run.id for row in runs]),
+        made_at=utcnow(),
+        now=now,
+    )
     if write_metadata:
         _write_metadata(context, period, job)
     if as_csv is not None:

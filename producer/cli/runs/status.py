@@ -9,6 +9,7 @@ import click
 
 from gated_backfill.common.config.ledger_url import read_ledger_url
 from gated_backfill.common.ledger import Ledger, Run, RunProgress, open_ledger_of_command
+from gated_backfill.common.model.usage import Usage
 from gated_backfill.common.runs.faulty_workers import list_faulty_workers
 from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.silent_workers import list_silent_workers
@@ -55,7 +56,7 @@ def status(run_id: str | None, as_json: bool, every_date: bool, last: int) -> No
             silent = list_silent_workers(progress.run, ledger)
             faulty = None if progress.run.has_ended else list_faulty_workers(ledger, progress.run)
             dates = ledger.dates.list_dates(progress.run.id)
-            print_json(run_json(progress, dates, actions, stale, silent, faulty))
+            print_json(run_json(progress, dates, actions, stale, silent, faulty, _read_usage(progress.run, ledger)))
         else:
             _print_status(ledger, progress, every_date=every_date)
             earlier = [run for run in runs if run.id != progress.run.id]
@@ -70,6 +71,10 @@ def _find_stale_dates(run: Run, ledger: Ledger) -> StaleDates:
     return find_stale_dates_of_runs([run], ledger, _open_warehouse)
 
 
+def _read_usage(run: Run, ledger: Ledger) -> Usage | None:
+    return ledger.runs.sum_usage([run.id]).get(run.id)
+
+
 def _open_warehouse() -> Warehouse:
     from gated_backfill.common.config.settings import read_settings  # reads all settings, which takes long
     from gated_backfill.common.warehouse.backends import open_warehouse
@@ -80,7 +85,8 @@ def _open_warehouse() -> Warehouse:
 def _print_status(ledger: Ledger, progress: RunProgress, *, every_date: bool) -> None:
     run = progress.run
     console = make_console()
-    print_run(console, progress, ledger.dates.get_run_summary(run.id), ledger.actions.list_actions(run.id))
+    actions = ledger.actions.list_actions(run.id)
+    print_run(console, progress, ledger.dates.get_run_summary(run.id), actions, _read_usage(run, ledger))
     print_stale(console, run, _find_stale_dates(run, ledger))
     for worker in list_silent_workers(run, ledger):
         console.print(line("  ", styled("silent", "yellow"), f"   {worker.describe_silence()}"))

@@ -105,8 +105,8 @@ def release_copies_at_closed_windows(place: Place) -> None:
 
     leave = WindowStore.release_window
 
-    def left(*arguments: Any, to: WindowState) -> bool:
-        done = leave(*arguments, to=to)
+    def left(*arguments: Any, to: WindowState, **more: Any) -> bool:
+        done = leave(*arguments, to=to, **more)
         if to is WindowState.CLOSED and place.copies.exists():
             place.copies.unlink(missing_ok=True)
             with _tolerant(place.client()) as broker:
