@@ -185,6 +185,7 @@ def _start(client: socket.socket, clients: Path) -> Program:
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()
+    sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
     os.chdir(folder)
     sys.executable = str(clients / "python")
     given = [part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part]

@@ -11,16 +11,19 @@ from pathlib import Path
 from gated_backfill.common.ledger import DateRow, DateState, Ledger, Run
 from gated_backfill.common.model.scheduling.queues import QUEUES
 from tests.lab import Lab, until
+from tests.prepared import prepared_programs
 
-CELERY = ("-m", "celery", "--app", "gated_backfill.worker.app")
+#: For a test that looks at the processes of a program: a prepared one is not the child of its client.
+CELERY_IN_AN_INTERPRETER = (sys.executable, "-m", "celery", "--app", "gated_backfill.worker.app")
 
 
 @contextmanager
 def celery(
-    lab: Lab, name: str, *words: str, program: Sequence[str] = CELERY, **environment: str
+    lab: Lab, name: str, *words: str, program: Sequence[str] = (), **environment: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A Celery program that runs as long as it is in use, with its log in `log_file_of(lab, name)`."""
-    command = [sys.executable, *program, *words]
+    """A Celery program that runs as long as it is in use, with its log in `log_file_of`. By default it is prepared."""
+    prepared = (str(prepared_programs() / "celery"), "--app", "gated_backfill.worker.app")
+    command = [*(program or prepared), *words]
     variables = lab.environment() | environment
     with log_file_of(lab, name).open("w") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables)

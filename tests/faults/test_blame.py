@@ -16,7 +16,7 @@ from gated_backfill.common.process.file_lock import locked
 from gated_backfill.producer.stack.embedded import free_port
 from tests.brokers import kept_broker
 from tests.lab import Lab, players, until
-from tests.workers import celery, wait_for_attempt
+from tests.workers import CELERY_IN_AN_INTERPRETER, celery, wait_for_attempt
 
 DAY = date(2023, 2, 20)
 RUN = ("run", "--job", "probe", "--dates", str(DAY), "--detach")
@@ -29,9 +29,10 @@ def service(lab: Lab, places: dict[str, str]) -> Iterator[tuple[psutil.Process, 
     """Workers and beat, each with one process; yields the worker of dates and the one of gates."""
     with ExitStack() as stack:
         words = ("worker", "--concurrency", "1", "--without-gossip", "--without-mingle", "--queues")
-        dates = stack.enter_context(celery(lab, "dates", *words, "backfill", "--hostname", "dates@%h", **places))
+        real = {"program": CELERY_IN_AN_INTERPRETER, **places}
+        dates = stack.enter_context(celery(lab, "dates", *words, "backfill", "--hostname", "dates@%h", **real))
         queues = "gate,maintenance,housekeeping"
-        gate = stack.enter_context(celery(lab, "gate", *words, queues, "--hostname", "gate@%h", **places))
+        gate = stack.enter_context(celery(lab, "gate", *words, queues, "--hostname", "gate@%h", **real))
         schedule = str(lab.home.parent / "beat-schedule")
         stack.enter_context(celery(lab, "beat", "beat", "--pidfile=", "--schedule", schedule, **places))
         yield psutil.Process(dates.pid), psutil.Process(gate.pid)

@@ -199,7 +199,7 @@ def test_workers_of_this_version_and_of_the_next_work_side_by_side(
             "next",
             *words,
             *("--queues", "express,gate", "--hostname", "next@%h"),
-            program=(*next_version, "celery", "--app", "gated_backfill.worker.app"),
+            program=(sys.executable, *next_version, "celery", "--app", "gated_backfill.worker.app"),
             **places,
             PYTHONPATH=path,
         ),
