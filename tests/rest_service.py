@@ -116,6 +116,7 @@ class Service:
     policies: dict[tuple[str, str], list[dict[str, Any]]] = field(
         default_factory=dict
     )  #: row access policies of tables
+    dry_run_bytes: int = 0  #: that any query would read
     streamed: dict[tuple[str, str], int] = field(default_factory=dict)  #: rows that tables have in no partition yet
     ahead: timedelta = timedelta()  #: of this machine's clock
     page_rows: int | None = None  #: rows of an answer; None: all
@@ -225,7 +226,8 @@ class Service:
         if configuration.get("dryRun"):
             query = configuration["query"]
             types, _ = self.answer(query["query"], rules.parameters(query))
-            statistics = {"totalBytesProcessed": "0", "query": {"schema": _schema(types)}}
+            processed = {"totalBytesProcessed": str(self.dry_run_bytes)}
+            statistics = {**processed, "query": {**processed, "schema": _schema(types)}}
             return {**_resource(job), "statistics": statistics}
         name = reference["jobId"]
         if name in self.jobs:

@@ -11,10 +11,11 @@ from typing import Any
 from gated_backfill.common.model.dates import consecutive_ranges
 from gated_backfill.common.model.expectation_floor import neighbour_days, share_of_recent
 from gated_backfill.common.model.job import Input, Job, Source
+from gated_backfill.common.model.query import Query
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.model.usage import format_bytes
 from gated_backfill.common.warehouse.coverage_queries import calendar_scan, expectation_scan, source_scans, target_scan
-from gated_backfill.common.warehouse.input_fingerprints import fingerprint_scans
+from gated_backfill.common.warehouse.input_fingerprints import fingerprint_scans, input_tables
 from gated_backfill.common.warehouse.prerequisites import prerequisite_scans
 from gated_backfill.common.warehouse.protocol import Scan, Warehouse
 from gated_backfill.producer.planning.plan import Plan, PlanAction
@@ -22,6 +23,14 @@ from gated_backfill.producer.planning.plan import Plan, PlanAction
 TIB = 1024**4
 MIN_BILLED_BYTES = 10 * 1024**2  #: the least that BigQuery bills for each table in a query
 MAX_PARALLEL_DRY_RUNS = 8
+DATES_SAMPLED = 100  #: checkpointed dates whose size in the target is that of a date to build
+#: How often the staged rows of a date are read: counted by the gate, inserted into the target, hashed for the record in
+#: the same transaction, and hashed in the target once it has ended.
+STAGED_READS = 4
+STAGED_READS_OF_QUERY = 6  #: of a SQL job, also hashed by the worker that staged them, and by the gate
+#: Logical bytes of a value, as BigQuery bills it. Texts are of any length: two bytes more than this assumes.
+VALUE_BYTES: Mapping[str, int] = {"BOOL": 1, "NUMERIC": 16, "STRING": 2 + 16, "BYTES": 2 + 16}
+OTHER_VALUE_BYTES = 8  #: of INT64, FLOAT64, DATE, DATETIME and TIMESTAMP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +39,8 @@ class CostEstimate:
 
     preflight_bytes: int  #: read to make this plan
     date_bytes: int  #: per task of one date
-    window_bytes: int  #: per window, at the gate
+    publish_bytes: int  #: per date, at the gate, of its new rows
+    window_bytes: int  #: per window, at the gate, of what is there already
     dates: int
     windows: int
     window: int  #: dates per window
@@ -38,7 +48,7 @@ class CostEstimate:
 
     @property
     def run_bytes(self) -> int:
-        return self.dates * self.date_bytes + self.windows * self.window_bytes
+        return self.dates * (self.date_bytes + self.publish_bytes) + self.windows * self.window_bytes
 
     @property
     def price(self) -> float:
@@ -47,7 +57,8 @@ class CostEstimate:
     def describe(self) -> str:
         return (
             f"about {format_bytes(self.run_bytes)} would be read: "
-            f"{format_bytes(self.date_bytes)} for each of {self.dates} date(s), "
+            f"{format_bytes(self.date_bytes)} to build and {format_bytes(self.publish_bytes)} to publish each of "
+            f"{self.dates} date(s), "
             f"{format_bytes(self.window_bytes)} for each of {self.windows} window(s) of {self.window}; "
             f"with the pre-flight's {format_bytes(self.preflight_bytes)} "
             f"about {self.price:.2f} at {self.price_per_tib:g} per TiB"
@@ -67,13 +78,14 @@ def estimate_cost(
     days = [step.day for step in plan.steps_with(PlanAction.BUILD)]
     if not days or (date_bytes := _estimate_billed_bytes(warehouse, date_scans(job, days[len(days) // 2]))) is None:
         return None
+    is_forced = plan.request.forced_because is not None
+    window_bytes = _estimate_billed_bytes(warehouse, window_scans(job, days[:dates_per_window], is_forced=is_forced))
+    tables = {(table.table, table.date_column) for table in input_tables(job)}
     return CostEstimate(
         preflight_bytes=_estimate_billed_bytes(warehouse, preflight_scans(job, plan)) or 0,
-        date_bytes=date_bytes,
-        window_bytes=_estimate_billed_bytes(
-            warehouse, window_scans(job, days[:dates_per_window], is_forced=plan.request.forced_because is not None)
-        )
-        or 0,
+        date_bytes=date_bytes + MIN_BILLED_BYTES * len(tables),  # for the metadata of their partitions
+        publish_bytes=_estimate_staged_bytes(plan, job, warehouse) * staged_reads(job),
+        window_bytes=(window_bytes or 0) + MIN_BILLED_BYTES,  # for the metadata of the target's
         dates=len(days),
         windows=-(-len(days) // dates_per_window),
         window=dates_per_window,
@@ -87,6 +99,24 @@ def _estimate_billed_bytes(warehouse: Warehouse, scans: Sequence[Scan]) -> int |
     with ThreadPoolExecutor(MAX_PARALLEL_DRY_RUNS) as pool:
         estimates = list(pool.map(warehouse.estimate_bytes, existing))
     return None if None in estimates else sum(max(count or 0, MIN_BILLED_BYTES) for count in estimates)
+
+
+def staged_reads(job: Job) -> int:
+    return STAGED_READS_OF_QUERY if isinstance(job.process, Query) else STAGED_READS
+
+
+def _estimate_staged_bytes(plan: Plan, job: Job, warehouse: Warehouse) -> int:
+    """The size of a date's new rows: that of checkpointed dates in the target or, without any, one row per entity."""
+    sampled = sorted(plan.checkpointed_by)[-DATES_SAMPLED:]
+    if sampled and warehouse.describe(TableName.parse(job.target.table)) is not None:
+        return (warehouse.estimate_bytes(_target_scan(job, sampled)) or 0) // len(sampled)
+    expected = [step.expected or 0 for step in plan.steps_with(PlanAction.BUILD)]
+    return row_bytes(job) * sum(expected) // len(expected)
+
+
+def row_bytes(job: Job) -> int:
+    """The size of a row of the target, by the types of its columns."""
+    return sum(VALUE_BYTES.get(column.type, OTHER_VALUE_BYTES) for column in job.target.columns.values())
 
 
 def preflight_scans(job: Job, plan: Plan) -> list[Scan]:
@@ -121,8 +151,9 @@ def date_scans(job: Job, day: date) -> list[Scan]:
 
 
 def window_scans(job: Job, days: Sequence[date], *, is_forced: bool = False) -> list[Scan]:
-    """The scans of one window's gate: it counts the staged rows against the expectation, and reads the target before
-    and after its transaction, which reads it three times. Forced dates are searched for what they were built without.
+    """The scans of one window's gate, without those of the staged rows: it reads the expectation, and the rows that the
+    target has before its transaction and in it: to compare, hash, keep, and delete them. Forced dates are searched for
+    what they were built without.
     """
     lacking = prerequisite_scans(job, days) if is_forced else []
     return [expectation_scan(job, days).rows(), *_calendar_scans(job, days), *lacking, *[_target_scan(job, days)] * 5]

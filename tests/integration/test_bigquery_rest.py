@@ -341,16 +341,27 @@ def test_ten_years_are_counted_by_one_grouped_query(rest_warehouse: BigQueryWare
 
 def test_a_plan_has_a_cost_before_its_target_exists(rest_warehouse: BigQueryWarehouse, double: RestDouble) -> None:
     rest_warehouse.create_table(TRUTH, TYPES, "day")
-    steps = [planned.PlanStep(day=day, action=planned.PlanAction.BUILD, reason="") for day in DAYS]
+    steps = [planned.PlanStep(day=day, action=planned.PlanAction.BUILD, reason="", expected=1000) for day in DAYS]
     request = planned.RunRequest(job=JOB.name, days=tuple(DAYS))
     plan = planned.Plan(request=request, version="1", steps=tuple(steps), notes=())
     cost = estimate_cost(plan, JOB, rest_warehouse, dates_per_window=2, price_per_tib=5.0)
     assert cost is not None
-    billed = (cost.preflight_bytes, cost.date_bytes, cost.window_bytes)
+    billed = (cost.preflight_bytes, cost.date_bytes, cost.publish_bytes, cost.window_bytes)
     # Planning counts the expectation of the dates, and of the dates around them. A date's task counts the expectation,
-    # fingerprints it together with the source, which is in the same table, and reads its rows. The gate counts once.
-    assert billed == (2 * MIN_BILLED_BYTES, 3 * MIN_BILLED_BYTES, MIN_BILLED_BYTES)
+    # fingerprints it together with the source, which is in the same table, and reads its rows and the metadata. The
+    # gate counts once, reads the metadata, and reads the new rows four times: a text, a date and a number each.
+    assert billed == (2 * MIN_BILLED_BYTES, 4 * MIN_BILLED_BYTES, 4 * 1000 * (18 + 8 + 8), 2 * MIN_BILLED_BYTES)
+    assert cost.run_bytes == 3 * (4 * MIN_BILLED_BYTES + 136_000) + 2 * 2 * MIN_BILLED_BYTES
     assert all(sent.body["configuration"]["dryRun"] for sent in double.calls("jobs.insert"))
+
+    rest_warehouse.create_table(TABLE, TYPES, "day")
+    double.dry_run_bytes = 5 * 10**9
+    earlier = {FEB_23 - timedelta(days=n): "run-1" for n in range(1, 6)}
+    plan = replace(plan, checkpointed_by=earlier)
+    cost = estimate_cost(plan, JOB, rest_warehouse, dates_per_window=2, price_per_tib=5.0)
+    assert cost is not None
+    assert cost.publish_bytes == 4 * 10**9  # a date of the target has a fifth of what five have
+    assert "3.7 GiB to publish each of 3 date(s)" in cost.describe()
 
 
 @pytest.mark.parametrize(

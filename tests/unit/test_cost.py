@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
 
 from gated_backfill.common.model.job import Batch, Expectation, Input, Job, Reconcile, Source, Target
+from gated_backfill.common.model.query import Query
 from gated_backfill.common.model.tables import Column
 from gated_backfill.common.warehouse.protocol import Scan
-from gated_backfill.producer.planning.cost import date_scans, preflight_scans, window_scans
+from gated_backfill.producer.planning.cost import date_scans, preflight_scans, row_bytes, staged_reads, window_scans
 from gated_backfill.producer.planning.plan import Plan, PlanAction, PlanStep, RunRequest
 
 DAY = date(2023, 2, 23)
@@ -102,3 +104,9 @@ def test_the_gate_looks_for_what_forced_dates_lack() -> None:
 
     assert read(window_scans(JOB, [DAY, NEXT])) == sorted(judged)
     assert read(window_scans(JOB, [DAY, NEXT], is_forced=True)) == sorted([*judged, *PREREQUISITES])
+
+
+def test_new_rows_are_read_more_often_where_the_warehouse_makes_them() -> None:
+    in_sql = replace(JOB, process=Query("SELECT e, day, SUM(delay) AS seats FROM rows GROUP BY e, day"), inputs=())
+    assert (staged_reads(JOB), staged_reads(in_sql)) == (4, 6)
+    assert row_bytes(JOB) == 18 + 8 + 8
