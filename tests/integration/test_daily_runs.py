@@ -36,7 +36,7 @@ from gated_backfill.worker.maintenance.runner import MaintenanceOutcome, run_mai
 from tests.builders import at_once
 from tests.documents import ROOT
 from tests.lab import Lab, players, until
-from tests.prepared import BACKFILL
+from tests.prepared import prepared_programs
 from tests.workers import worker
 
 RUN = ("run", "--job", "probe")
@@ -158,7 +158,7 @@ def airflow_command() -> tuple[str, set[int]]:
 def test_a_recipe_called_three_times_at_once_builds_yesterday_once(lab: Lab, yesterday: date, scheduler: Any) -> None:
     command, fine = scheduler()
     for documented, here in (
-        ("/opt/backfill/bin/backfill", str(BACKFILL)),
+        ("/opt/backfill/bin/backfill", str(prepared_programs() / "backfill")),
         ("/srv/backfill", str(lab.home)),
         ("store_revenue", "probe"),
     ):
