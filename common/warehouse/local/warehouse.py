@@ -287,13 +287,21 @@ class LocalWarehouse(LocalPublications):
         """Return the digest of each column, for the days with rows. Of a big file, one column is read at a time."""
         digests: dict[date, dict[str, bytes]] = {}
         for day, part in _places_in(schema.folder, schema.date_column, days).items():
-            for names in [[name] for name in columns] if self._parts.is_big(part) else [[*columns]]:
-                rows = read_partition(part, names, schema, self._parts.rows)
-                if rows is not None:
-                    reader = TypedReader(schema=schema, columns={name: name for name in names}, declared_types={})
-                    typed_columns = reader.columns_of(PartitionRows(day, part, rows))
-                    digests.setdefault(day, {}).update({name: column_digest(values) for name, values in typed_columns})
+            is_big = self._parts.is_big(part)
+            for names in [[name] for name in columns] if is_big else [[*columns]]:
+                if digests_of_day := self._digests_of_day(schema, day, part, names):
+                    digests.setdefault(day, {}).update(digests_of_day)
+            if is_big:
+                pa.default_memory_pool().release_unused()  # Arrow would keep it, and DuckDB needs as much again
         return digests
+
+    def _digests_of_day(self, schema: TableSchema, day: date, part: str, columns: list[str]) -> dict[str, bytes]:
+        """Return the digest of each column, none if the day has no rows."""
+        rows = read_partition(part, columns, schema, self._parts.rows)
+        if rows is None:
+            return {}
+        reader = TypedReader(schema=schema, columns={name: name for name in columns}, declared_types={})
+        return {name: column_digest(values) for name, values in reader.columns_of(PartitionRows(day, part, rows))}
 
     def matching_dates(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
         with translate_file_errors(table):
