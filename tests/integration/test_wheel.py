@@ -18,13 +18,15 @@ import pytest
 from gated_backfill.producer.stack.embedded import free_port
 from tests.brokers import valkey
 from tests.documents import ROOT
+from tests.prepared import prepared_programs
 from tests.shop import README, install_shop_jobs, readme_block, write_shop_tables
 
 BIN = Path(sys.executable).parent
 DEPENDENCIES = sysconfig.get_path("purelib")
 FOLDERS = ("common", "producer", "worker")
 CELERY_SCRIPT = "#!{python}\nimport sys\nfrom celery.__main__ import main\nsys.exit(main())\n"
-BUILD = "import setuptools.build_meta as build\nbuild.build_sdist({out!r})\nbuild.build_wheel({out!r})\n"
+BUILD_SDIST = "import setuptools.build_meta as build; build.build_sdist({out!r})"
+BUILD_WHEEL = "import setuptools.build_meta as build; build.build_wheel({out!r})"
 RUN = ("run", "--job", "store_revenue", "--start-date", "2024-03-01", "--end-date", "2024-03-03", "--reprocess", "all")
 WRONG_FIELD = """
 from gated_backfill import Source
@@ -51,8 +53,12 @@ def run_process(*command: str | Path, cwd: Path | None = None, **environment: st
     return process.stdout
 
 
-def pip(*arguments: str | Path) -> str:
-    return run_process(BIN / "python", "-m", "pip", "--disable-pip-version-check", *arguments)
+def build(tools: Environment, command: str, sources: Path, out: Path) -> None:
+    run_process(tools.python, "-c", command.format(out=str(out)), cwd=sources)
+
+
+def uv(*arguments: str | Path) -> str:
+    return run_process(BIN / "uv", "pip", *arguments, UV_NO_CACHE="1")
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,12 @@ class Environment:
         return self.folder / "bin" / "python"
 
     def install(self, *what: str | Path) -> None:
-        pip("--python", self.python, "install", "--quiet", "--no-deps", "--no-build-isolation", *what)
+        uv("install", "--quiet", "--python", self.python, "--offline", "--no-deps", "--no-build-isolation", *what)
+
+    def install_by_pip(self, *what: str | Path) -> None:
+        """As `install`, with the settings of a user's pip, and with bytecode."""
+        pip = (BIN / "python", "-m", "pip", "--disable-pip-version-check", "--python", self.python)
+        run_process(*pip, "install", "--quiet", "--no-deps", "--no-build-isolation", *what)
 
     def add_dependencies(self) -> None:
         """Let it import what is installed beside pytest. Path files there, as of an editable install, do nothing."""
@@ -109,8 +120,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     for name in ("gated_backfill", *FOLDERS):
         shutil.copytree(ROOT / name, sources / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     tools = make_environment(folder / "tools")
-    tools.install("setuptools>=77")
-    run_process(tools.python, "-c", BUILD.format(out=str(out)), cwd=sources)
+    tools.install_by_pip("setuptools>=77")
+    for command in (BUILD_SDIST, BUILD_WHEEL):
+        build(tools, command, sources, out)
     (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
     return Built(sources, wheel, sdist, tools)
 
@@ -119,7 +131,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """An environment with the wheel and the README's job."""
     environment = make_environment(tmp_path_factory.mktemp("installed") / "venv")
-    environment.install(built.wheel)
+    environment.install_by_pip(built.wheel)
     environment.add_dependencies()
     install_shop_jobs(environment.site)
     return environment
@@ -134,6 +146,12 @@ def project(tmp_path: Path) -> Path:
         (folder / name / "__init__.py").write_text("raise SystemExit('not this one')")
     write_shop_tables(folder)
     return folder
+
+
+def load_table(project: Path, table: str) -> None:
+    """Load a table of the shop with our sources, for a test in which another command is the point."""
+    load = (prepared_programs() / "backfill", "load", f"shop.{table}", f"{table}.csv")
+    run_process(*load, cwd=project, BACKFILL_HOME="home")
 
 
 def test_the_wheel_holds_every_file_in_one_import_package(built: Built) -> None:
@@ -151,7 +169,7 @@ def test_a_wheel_of_the_sdist_is_the_wheel_of_the_sources(built: Built, tmp_path
     with tarfile.open(built.sdist) as archive:
         archive.extractall(tmp_path, filter="data")
     (unpacked,) = tmp_path.iterdir()
-    run_process(built.build_tools.python, "-c", BUILD.format(out=str(tmp_path / "out")), cwd=unpacked)
+    build(built.build_tools, BUILD_WHEEL, unpacked, tmp_path / "out")
     (wheel,) = (tmp_path / "out").glob("*.whl")
 
     assert zipfile.ZipFile(wheel).namelist() == zipfile.ZipFile(built.wheel).namelist()
@@ -179,8 +197,9 @@ def test_every_command_works_beside_packages_of_our_names(
         return installed.backfill(*arguments, cwd=project, BACKFILL_WORKERS="1", **places, **path)
 
     assert "store_revenue  version 1" in backfill("jobs")
-    for table in ("open_stores", "till_sales", "bank_settlements"):
-        assert "3 date(s)" in backfill("load", f"shop.{table}", f"{table}.csv")
+    assert "3 date(s)" in backfill("load", "shop.till_sales", "till_sales.csv")
+    for table in ("open_stores", "bank_settlements"):
+        load_table(project, table)
     assert "3 date(s): 3 to build" in backfill("plan", *RUN[1:])
     assert "succeeded: 3 of 3 dates" in backfill(*RUN)
     assert "3 complete" in backfill("coverage", "--job", "store_revenue", "--start-date", RUN[4], "--end-date", RUN[6])
@@ -203,7 +222,7 @@ def test_the_documented_workers_start_beside_packages_of_our_names(
     with valkey(tmp_path / "broker") as server:
         places = {"BACKFILL_HOME": "home", "BACKFILL_BROKER": f"redis://127.0.0.1:{server.port}/0"} | path
         for table in ("open_stores", "till_sales", "bank_settlements"):
-            installed.backfill("load", f"shop.{table}", f"{table}.csv", cwd=project, **places)
+            load_table(project, table)
         environment = {"PATH": f"{installed.folder / 'bin'}:{os.environ['PATH']}"} | places
         with (tmp_path / "workers.log").open("w") as log:
             started = {"cwd": project, "env": environment, "stderr": log, "stdout": log}
@@ -232,7 +251,7 @@ def test_another_distribution_with_a_common_has_no_effect(built: Built, tmp_path
     environment.add_dependencies()
     assert "player_composite_factors" in environment.backfill("jobs", cwd=tmp_path)
     (environment.site / "dependencies.pth").unlink()
-    pip("--python", environment.python, "uninstall", "--quiet", "--yes", "common-tools")
+    uv("uninstall", "--quiet", "--python", environment.python, "common-tools")
     environment.add_dependencies()
 
     assert not their_file.exists()
