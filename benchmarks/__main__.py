@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -124,6 +125,8 @@ def main(
     memory    peak memory of runs with millions of rows a date
     """
     console = Console(width=200)
+    for name in [name for name in os.environ if name.startswith("BACKFILL_")]:
+        del os.environ[name]  # embedded runs have no settings of the user
 
     def show(what: str, measured: Sequence[Measured]) -> None:
         console.print(f"{what}:", *(f"{result.seconds:.2f}" for result in measured), "s")
