@@ -32,7 +32,6 @@ def test_a_table_name_is_a_dataset_and_a_table() -> None:
     "text",
     [
         pytest.param("players", id="one-part"),
-        pytest.param("project.nba.players", id="three-parts"),
         pytest.param("nba.", id="empty-table"),
         pytest.param(".players", id="empty-dataset"),
         pytest.param("", id="empty"),
