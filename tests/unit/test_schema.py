@@ -171,7 +171,10 @@ def test_a_value_that_would_lose_something_is_refused(values: Any, kind: ColumnT
             id="zone",
         ),
         pytest.param(
-            [Decimal("7.5")], "FLOAT64", "it holds decimal128(2, 1), such as 7.5; convert it in `process`", id="decimal"
+            [Decimal("7.5")],
+            "FLOAT64",
+            "it holds decimal numbers, such as 7.5; convert it in `process`, or declare the column as NUMERIC",
+            id="decimal",
         ),
     ],
 )
