@@ -70,9 +70,14 @@ def _noon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKFILL_TIMEZONE", NOON_ZONE)
 
 
+def environment(lab: Lab) -> dict[str, str]:
+    """Those of a process for which it is the same day as here."""
+    return {**lab.environment(), "BACKFILL_TIMEZONE": NOON_ZONE}
+
+
 def die(lab: Lab, at: str, last: int, doing: str = "clean") -> None:
     command = [prepared_programs() / "python-c", CLEANUP_THAT_DIES, str(lab.home), at, str(last), doing, "SIGKILL"]
-    died = subprocess.run(command, env=lab.environment(), capture_output=True, check=False, text=True)
+    died = subprocess.run(command, env=environment(lab), capture_output=True, check=False, text=True)
     assert died.returncode == -9, died.stdout + died.stderr
 
 
@@ -82,7 +87,7 @@ def frozen(lab: Lab, at: str, last: int, doing: str = "clean") -> Generator[None
     command = [prepared_programs() / "python-c", CLEANUP_THAT_DIES, str(lab.home), at, str(last), doing, "SIGSTOP"]
     errors = lab.home / "frozen.txt"
     with errors.open("w") as output:
-        process = subprocess.Popen(command, env=lab.environment(), stdout=subprocess.PIPE, stderr=output, text=True)
+        process = subprocess.Popen(command, env=environment(lab), stdout=subprocess.PIPE, stderr=output, text=True)
     lab.running.append(process)
     assert process.stdout is not None
     pid = process.stdout.readline()
