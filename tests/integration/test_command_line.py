@@ -114,7 +114,7 @@ def declare(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
         ('process="x"', "UserError: job declared: process is 'x': it must be a function"),
         ("sources=PROBE.sources[0]", "UserError: job declared: sources is Source(name='first', "),
         ("target=Column(type='DECIMAL')", "UserError: a Column: type is 'DECIMAL': it must be "),
-        ("target=Column(type='STRING', ge=0)", "UserError: a Column: ge is 0, but only INT64 and FLOAT64 may have"),
+        ("target=Column(type='STRING', ge=0)", "UserError: a Column: ge is 0, but only INT64, FLOAT64 and "),
         ("version=sys.exit(0)", "SystemExit: 0"),
         ("sources=(replace(PROBE.sources[0], name='a+b'),)", "UserError: source a+b: name is 'a+b': it must be "),
     ],
