@@ -59,6 +59,7 @@ def test_a_gate_that_was_frozen_until_its_run_was_undone_publishes_nothing(bigqu
         warehouse._jobs.run_script = run_script
         expired = utcnow() - timedelta(seconds=1)
         lab.change_ledger("UPDATE windows SET lease_until = :expired WHERE run_id = :run", expired=expired, run=run.id)
+        lab.change_ledger("UPDATE targets SET publisher_until = '2023-01-01 00:00:00.000000'")
         assert close_window(run.id, 1, replace(other, owner="otherhost:1:1")) is GateOutcome.CLOSED
         assert lab.published("probe.probe", FEB_23, "day") != before
         undo_run(plan_undo(run.id, lab.context), lab.context, "a test")
