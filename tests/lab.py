@@ -320,13 +320,9 @@ class Lab:
         self.running.append(process)
         return process
 
-    def start_prepared(self, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
-        """As `start`, in a process that has imported the command already, and whose client gets its signals."""
-        return self.start(*arguments, program=prepared_programs() / "backfill", cwd=cwd, **environment)
-
     def command(self, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, in a process that has imported it already."""
-        return _ended(self.start_prepared(*arguments, cwd=cwd, **environment))
+        return _ended(self.start(*arguments, program=prepared_programs() / "backfill", cwd=cwd, **environment))
 
     def script(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the console script itself to its end: for a test that watches the processes which it starts."""

@@ -279,3 +279,16 @@ def _beneath(column: exp.Expression) -> exp.Expression | None:
     while isinstance(found, (exp.And, exp.Or, exp.Not, exp.Paren, exp.Between, exp.In, exp.Is, exp.EQ)):
         found = found.parent
     return found
+
+
+def merged_queries(sql: str, params: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The queries that one job asks for together, each with its own parameters; none if it is another query."""
+    queries: list[tuple[str, dict[str, Any]]] = []
+    for number, part in enumerate(sql.split("\nUNION ALL\n")):
+        found = re.fullmatch(rf"SELECT {number} AS part, .*? FROM \((.*)\) AS q{number}", part, re.DOTALL)
+        if found is None:
+            return []
+        start = f"q{number}_"
+        own = {name.removeprefix(start): value for name, value in params.items() if name.startswith(start)}
+        queries.append((found[1].replace(f"@{start}", "@"), own))
+    return queries

@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -293,6 +293,13 @@ class Service:
         if name.startswith("backfill-stage-"):
             job.rows = self._stage(sql, params)
             return
+        if merged := rules.merged_queries(sql, params):
+            job.rows = _merged([self._answer_one(name, *one) for one in merged])
+        else:
+            job.rows = self._answer_one(name, sql, params)
+
+    def _answer_one(self, name: str, sql: str, params: Mapping[str, Any]) -> Rows | None:
+        """The rows of a query; None for a script, which has its effect."""
         for dataset, table in sorted(rules.tables_in(sql)):
             found = self._table(dataset, table)
             if found is None:
@@ -305,16 +312,16 @@ class Service:
                 )
                 raise Refused(400, "invalidQuery", message)
         if "INFORMATION_SCHEMA.PARTITIONS" in sql:
-            job.rows = self._partitions(sql, params)
-        elif sql.endswith("AS time"):
-            job.rows = {"time": "TIMESTAMP"}, [(self._now() + timedelta(seconds=params["seconds"]),)]
-        elif "BEGIN TRANSACTION" in sql:
+            return self._partitions(sql, params)
+        if sql.endswith("AS time"):
+            return {"time": "TIMESTAMP"}, [(self._now() + timedelta(seconds=params["seconds"]),)]
+        if "BEGIN TRANSACTION" in sql:
             assert len(params.get("days", [])) <= rules.MOST_PARTITIONS, "a job that touches too many partitions"
             self.dates.run(name, sql, params, lambda dataset, table: self.loaded.get((dataset, table)))
-        elif self.dates.is_asked(sql):
-            job.rows = self.dates.answer(sql, params)
-        else:
-            job.rows = self.answer(sql, params)
+            return None
+        if self.dates.is_asked(sql):
+            return self.dates.answer(sql, params)
+        return self.answer(sql, params)
 
     def _stage(self, sql: str, params: Mapping[str, Any]) -> Rows:
         """Make a table of the rows of a query. What it holds of each day is told as by our only script for it."""
@@ -448,8 +455,12 @@ def _place_of(reference: Mapping[str, Any]) -> dict[str, str]:
     return {"project": reference["projectId"], "dataset": reference["datasetId"]}
 
 
-def _schema(types: Mapping[str, str]) -> dict[str, Any]:
-    return {"fields": [{"name": name, "type": rules.TYPES[kind], "mode": "NULLABLE"} for name, kind in types.items()]}
+def _schema(types: Mapping[str, Any]) -> dict[str, Any]:
+    fields: list[dict[str, Any]] = []
+    for name, kind in types.items():
+        of_type = {"type": rules.TYPES[kind]} if isinstance(kind, str) else {"type": "RECORD", **_schema(kind)}
+        fields.append({"name": name, "mode": "NULLABLE", **of_type})
+    return {"fields": fields}
 
 
 def _deletes_from(job: Job) -> set[str]:
@@ -477,7 +488,21 @@ def _has_passed(milliseconds: str) -> bool:
     return int(milliseconds) < time.time() * 1000
 
 
-def _cell(value: Any) -> str | None:
+def _merged(answers: Sequence[Rows | None]) -> Rows:
+    """The rows of a query over several others: the number of each, and its row as a value of a column of its own."""
+    types: dict[str, Any] = {"part": "INT64"}
+    rows: list[tuple[Any, ...]] = []
+    for number, answer in enumerate(answers):
+        assert answer is not None, "a script within a query"
+        types[f"q{number}"] = answer[0]
+        nothing: list[Any] = [None] * len(answers)
+        rows += [(number, *nothing[:number], row, *nothing[number + 1 :]) for row in answer[1]]
+    return types, rows
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, tuple):  # a row within the row
+        return {"f": [{"v": _cell(one)} for one in value]}
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, datetime):

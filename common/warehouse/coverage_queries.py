@@ -6,6 +6,7 @@ from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -114,14 +115,13 @@ class ExpectationMatch:
 
 
 def match_expectation(
-    warehouse: Warehouse, job: Job, days: Sequence[date], staged: pa.Table, *, target_rows: pa.Table | None = None
+    job: Job, days: Sequence[date], expected: ExpectedEntities, staged: pa.Table, *, target_rows: pa.Table | None = None
 ) -> dict[date, ExpectationMatch]:
-    """Compare the entities of staged rows with the expectation of the days, which is read again.
+    """Compare the entities of staged rows with the expectation of the days.
 
     `staged` and `target_rows` are as `Warehouse.read_entities` returns them. The latter are the rows that the target
     has on some of the days: the staged rows of these days are compared with them, too.
     """
-    expected = read_expectation(warehouse, job, days)
     present = expected.present_in(staged, target_columns(job).rule)
     counts, matched = expected.count_by_day(expected.all), expected.count_by_day(present)
     missing, unexpected = expected.names_by_day(~present), expected.unexpected(staged)
@@ -216,17 +216,27 @@ def measure_dates(warehouse: Warehouse, job: Job, days: Sequence[date]) -> Measu
 
     Raises `ExpectationUnreadable`, and for a source like `Warehouse.read_entities`.
     """
-    with translate_expectation_errors():
-        entities = read_expectation(warehouse, job, days)
+
+    def read_expected() -> ExpectedEntities:
+        with translate_expectation_errors():
+            return read_expectation(warehouse, job, days)
+
+    scans = source_scans(job, days)
+    entities, *rows_of_sources = warehouse.together(
+        read_expected, *(partial(_read_source, warehouse, scan) for scan in scans.values())
+    )
     expected = entities.all_by_day()
     sources = {source.name: SourceEntities(present=expected, unexpected={}, rows={}) for source in job.sources}
-    for name, scan in source_scans(job, days).items():
-        sources[name] = _measure_source(warehouse, scan, entities)
+    for (name, scan), rows in zip(scans.items(), rows_of_sources, strict=True):
+        sources[name] = _measure_source(scan, rows, entities)
     return MeasuredDates(expected=expected, null_entities=entities.null_rows, sources=sources)
 
 
-def _measure_source(warehouse: Warehouse, scan: EntityScan, expected: ExpectedEntities) -> SourceEntities:
-    rows = read_unless_absent(warehouse.describe, scan.table, lambda: warehouse.read_entities(scan))
+def _read_source(warehouse: Warehouse, scan: EntityScan) -> pa.Table | None:
+    return read_unless_absent(warehouse.describe, scan.table, lambda: warehouse.read_entities(scan))
+
+
+def _measure_source(scan: EntityScan, rows: pa.Table | None, expected: ExpectedEntities) -> SourceEntities:
     if rows is None:
         return NO_ENTITIES
     present = expected.present_in(rows, scan.columns.rule)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from typing import NamedTuple
 
 from gated_backfill.common.model.dates import ONE_DAY, consecutive_ranges, days_with_lookback
@@ -56,14 +57,19 @@ def input_fingerprints(
     A column that is not read changes no fingerprint. `roles` limits the tables.
     """
     parts: dict[date, dict[str, str]] = {day: {} for day in days}
-    for partitions, tables in _by_partitions(_tables_of(job, roles)).items():
-        fingerprints = warehouse.column_fingerprints(
+    groups = _by_partitions(_tables_of(job, roles))
+    reads = (
+        partial(
+            warehouse.column_fingerprints,
             TableName.parse(partitions.table),
             partitions.date_column,
             days_with_lookback(days, partitions.lookback_days),
             list(dict.fromkeys(table.columns for table in tables)),
             time_zone=partitions.time_zone,
         )
+        for partitions, tables in groups.items()
+    )
+    for tables, fingerprints in zip(groups.values(), warehouse.together(*reads), strict=True):
         for table in tables:
             for day in days:
                 parts[day][table.role] = _part(table, day, fingerprints[table.columns])
@@ -128,9 +134,16 @@ def quick_fingerprints(
     by_table: dict[tuple[str, str], list[InputTable]] = {}
     for table in _tables_of(job, roles):
         by_table.setdefault((table.table, table.date_column), []).append(table)
-    for (name, date_column), tables in by_table.items():
-        days_read = days_with_lookback(days, max(table.lookback_days for table in tables))
-        fingerprints = warehouse.quick_fingerprints(TableName.parse(name), date_column, days_read)
+    reads = (
+        partial(
+            warehouse.quick_fingerprints,
+            TableName.parse(name),
+            date_column,
+            days_with_lookback(days, max(table.lookback_days for table in tables)),
+        )
+        for (name, date_column), tables in by_table.items()
+    )
+    for tables, fingerprints in zip(by_table.values(), warehouse.together(*reads), strict=True):
         for table in tables:
             columns = "*" if table.columns is None else ",".join(sorted(table.columns))
             for day in days:

@@ -342,6 +342,14 @@ class Warehouse(Backups, Protocol):
         """How many staged rows, of several dates, one query should count at most; None for any number."""
         ...
 
+    def together(self, *reads: Callable[[], Any]) -> list[Any]:
+        """Return the results of reads that do not depend on each other, in order: where jobs are slow, by few of them.
+
+        A read is a function that calls this warehouse to read, and has no other effect: it may be called several times.
+        Raises what a read raises.
+        """
+        ...
+
     def describe(self, table: TableName) -> TableInfo | None:
         """Describe the table; None when it does not exist."""
         ...

@@ -57,6 +57,7 @@ CALLS_WITHOUT_TOKENS = frozenset(
         "query_staging",
         "query_files",
         "is_big",
+        "together",
         "describe",
         "create_table",
         "refresh_schema",

@@ -220,6 +220,18 @@ def tell_when_partitions_changed() -> None:
     partition_state._list_time_partitions = listed
 
 
+def read_sums_in_rows_as_integers() -> None:
+    """A sum of integers is an integer, also as a field of a row within a row."""
+    decimal = executor._decimal_bq_type
+
+    def kind(arrow_type: Any) -> str:
+        return "INTEGER" if arrow_type.scale == 0 and arrow_type.precision == 38 else decimal(arrow_type)
+
+    executor._ARROW_TO_BQ_RULES = tuple(
+        (predicate, kind if name is decimal else name) for predicate, name in executor._ARROW_TO_BQ_RULES
+    )
+
+
 def forget_tables_made_by_half() -> None:
     """Killed while it makes a table, it would find one that it does not know, and fail whoever makes it again."""
     hydrate = DuckDBCatalogRepository._hydrate_tables
@@ -246,6 +258,7 @@ if __name__ == "__main__":
     bind_parameters_in_scripts()
     refuse_a_job_id_that_was_used()
     forget_tables_made_by_half()
+    read_sums_in_rows_as_integers()
     add_columns_to_the_rows_too()
     tell_when_partitions_changed()
     main()

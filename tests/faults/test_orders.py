@@ -49,8 +49,7 @@ def test_dates_that_are_being_built_are_stopped_at_once_and_their_processes_repl
 
 def test_a_run_of_ten_years_is_cancelled_at_once_and_keeps_every_window_it_has_finished(lab: Lab) -> None:
     lab.probe_all(TEN_YEARS, players(1))
-    span = f"{TEN_YEARS[0]}..{TEN_YEARS[-1]}"
-    command = lab.start_prepared("run", "--job", "probe", "--dates", span, "--window", "20", "-y")
+    command = lab.start("run", "--job", "probe", "--dates", f"{TEN_YEARS[0]}..{TEN_YEARS[-1]}", "--window", "20", "-y")
     ledger = lab.ledger
     run = until(lambda: ledger.runs.list_latest_runs(1), "the run")[0]
     until(lambda: ledger.runs.get_progress(run.id).count(DateState.CHECKPOINTED) >= 20, "the first window's end")
@@ -79,7 +78,7 @@ def test_a_run_of_ten_years_is_cancelled_at_once_and_keeps_every_window_it_has_f
 
 def test_an_embedded_run_that_another_command_pauses_goes_on_when_resumed(lab: Lab) -> None:
     lab.probe_all(DAYS, players(3), trick="wait")
-    command = lab.start_prepared("run", "--job", "probe", "--dates", f"{DAYS[0]}..{DAYS[-1]}", "--window", "2")
+    command = lab.start("run", "--job", "probe", "--dates", f"{DAYS[0]}..{DAYS[-1]}", "--window", "2")
     ledger = lab.ledger
     until(lambda: len(list(lab.marks.glob("waiting-*"))) == 2, "a window whose dates are both being processed")
     run = ledger.runs.list_latest_runs(1)[0]

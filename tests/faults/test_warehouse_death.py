@@ -63,7 +63,7 @@ def assert_whole(lab: Lab, emulator: Emulator) -> None:
 )
 def test_a_run_outlives_its_warehouse(fragile_lab: Lab, own_emulator: Emulator, state: DateState, count: int) -> None:
     fragile_lab.probe_all(DAYS, players(20))
-    running = fragile_lab.start_prepared(*RUN)
+    running = fragile_lab.start(*RUN)
     until(lambda: done(fragile_lab, state, DateState.CHECKPOINTED) >= count, f"{count} date(s) {state.value}")
     own_emulator.stop()
     own_emulator.start()
@@ -78,7 +78,7 @@ def test_a_run_that_died_with_its_warehouse_is_completed_by_the_same_command(
     fragile_lab: Lab, own_emulator: Emulator
 ) -> None:
     fragile_lab.probe_all(DAYS, players(20))
-    running = fragile_lab.start_prepared(*RUN)
+    running = fragile_lab.start(*RUN)
     until(lambda: done(fragile_lab, DateState.CHECKPOINTED) >= 2, "the first checkpoints")
     own_emulator.stop()
     running.kill()
@@ -96,7 +96,7 @@ def test_a_warehouse_that_dies_again_and_again_delays_a_run_and_no_more(
     fragile_lab: Lab, own_emulator: Emulator, deaths: int
 ) -> None:
     fragile_lab.probe_all(DAYS, players(20))
-    running = fragile_lab.start_prepared(*RUN)
+    running = fragile_lab.start(*RUN)
     settled = (DateState.STAGED, DateState.PUBLISHED, DateState.CHECKPOINTED)
     for death in range(deaths):
         until(lambda least=death: done(fragile_lab, *settled) > 2 * least, "some progress")

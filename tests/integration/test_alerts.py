@@ -264,9 +264,7 @@ def test_stopping_the_telling_costs_neither_the_result_nor_the_exit_code(lab: La
         lab.probe("first", WHOLE, players(20), trick="wait")
     with receiving() as receiver:
         receiver.hangs = True
-        process = lab.start_prepared(
-            *RUN, "--sequential", BACKFILL_ALERTS=receiver.url, BACKFILL_ALERT_TIMEOUT_SECONDS="100"
-        )
+        process = lab.start(*RUN, "--sequential", BACKFILL_ALERTS=receiver.url, BACKFILL_ALERT_TIMEOUT_SECONDS="100")
         if not ends_by_itself:
             until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
             process.send_signal(signal.SIGINT)

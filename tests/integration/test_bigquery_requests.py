@@ -43,24 +43,24 @@ def test_a_task_asks_no_more_for_thirty_dates_than_for_one(rest_lab: Lab, filled
     with_sources(filled, days)
     run, deps, _ = rest_lab.opened(days, "probe")
     asked(filled)
-    # Two tables are compared, both are fingerprinted, quickly too, and one is read: seven jobs, of two requests each.
-    # The tables are described, those that do not exist each time: the target once, the second source four times. Row
-    # access policies are looked at as often as a table that exists.
+    # By one job two tables are compared, and their partitions' metadata is read; by another both are
+    # fingerprinted; and one is read. The tables are described, those that do not exist each time. Row access policies
+    # are looked at as often as a table that exists.
     process_dates(run.id, days[:30], deps)
-    assert asked(filled) == (23, 7)
+    assert asked(filled) == (20, 3)
     process_dates(run.id, days[30:60], deps)
-    assert asked(filled) == (19, 7)
+    assert asked(filled) == (16, 3)
     process_dates(run.id, days[60:], deps)
-    assert asked(filled) == (19, 7)
+    assert asked(filled) == (16, 3)
 
 
 def test_a_window_asks_no_more_for_sixty_dates_than_for_one(rest_lab: Lab, filled: FilledDouble) -> None:
     days = days_from(61)
     with_sources(filled, days)
-    # A load, the staged rows by two queries, the expectation, the transaction, and the published rows after it, with
-    # what the partitions' metadata tells; before it, too, once the target exists. The first window creates the target
-    # and the tool's own tables.
-    for of_window, expected in ((days[:1], (31, 7)), (days[1:], (25, 8))):
+    # A load, the staged rows and the expectation by one job, the transaction, what the partitions' metadata tells, and
+    # the published rows after it; before it, too, once the target exists. The first window creates the target and the
+    # tool's own tables.
+    for of_window, expected in ((days[:1], (27, 5)), (days[1:], (21, 6))):
         run, deps, _ = rest_lab.opened(of_window, "probe")
         process_dates(run.id, of_window, deps)
         asked(filled)
@@ -69,7 +69,7 @@ def test_a_window_asks_no_more_for_sixty_dates_than_for_one(rest_lab: Lab, fille
 
 
 @pytest.mark.parametrize(
-    ("dates_per_task", "expected"), [pytest.param(30, (81, 19), id="30"), pytest.param(1, (632, 222), id="1")]
+    ("dates_per_task", "expected"), [pytest.param(30, (74, 13), id="30"), pytest.param(1, (538, 100), id="1")]
 )
 def test_a_run_asks_at_most_four_times_per_date_at_thirty_a_task(
     rest_lab: Lab, filled: FilledDouble, dates_per_task: int, expected: tuple[int, int]
@@ -92,13 +92,14 @@ def test_a_window_of_a_sql_job_asks_no_more_for_a_hundred_dates_than_for_two(
     with_shop(filled, days)
     run, deps, _ = rest_lab.opened(days, "revenue")
     asked(filled)
-    # Three tables are compared, the rows of an input are counted, and four tables are fingerprinted, quickly too. The
-    # query is tried without running it, its rows are staged, and their entities counted.
+    # By one job three tables are compared, and the metadata of four is read; by another four are fingerprinted, and the
+    # rows of an input are counted. The query is tried without running it, its rows are staged, and their entities read.
     process_dates(run.id, days, deps)
     assert staged_by(filled.double.log) == 1
-    assert asked(filled) == (46, 15)
+    assert asked(filled) == (29, 5)
+    # The contents, all that is counted, the transaction, the metadata, and the published rows.
     assert close_window(run.id, 1, deps) is GateOutcome.CLOSED
-    assert asked(filled) == (27, 7)
+    assert asked(filled) == (23, 5)
     assert rest_lab.states(run.id) == ["checkpointed"] * count
 
 

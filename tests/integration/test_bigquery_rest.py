@@ -28,7 +28,7 @@ from gated_backfill.common.storage.files import parquet_bytes
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.bigquery.address import BigQueryAddress
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
-from gated_backfill.common.warehouse.coverage_queries import match_expectation
+from gated_backfill.common.warehouse.coverage_queries import match_expectation, read_expectation
 from gated_backfill.common.warehouse.labels import label_work
 from gated_backfill.common.warehouse.protocol import ABSENT, ReplacedPartition, StagedScan, Warehouse
 from gated_backfill.common.warehouse.staged_entities import read_staged_entities
@@ -68,7 +68,8 @@ JOB = Job(
 
 def match(warehouse: Warehouse, job: Job, files: Sequence[StagedFile]) -> None:
     """Count staged rows against the expectation, as a gate does."""
-    match_expectation(warehouse, job, [file.day for file in files], read_staged_entities(warehouse, job, files))
+    days = [file.day for file in files]
+    match_expectation(job, days, read_expectation(warehouse, job, days), read_staged_entities(warehouse, job, files))
 
 
 def of_all_kinds(warehouse: BigQueryWarehouse, double: RestDouble, staging: Staging) -> None:

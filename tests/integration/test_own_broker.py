@@ -108,7 +108,7 @@ def test_however_often_a_run_is_reconciled_the_broker_holds_its_windows_in_fligh
 def test_an_interrupted_command_lets_its_run_go_on_and_a_second_is_refused(lab: Lab, places: dict[str, str]) -> None:
     prepare(lab, trick="wait")
     with workers(lab, places):
-        command = lab.start_prepared(*RUN, **places)
+        command = lab.start(*RUN, **places)
         until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
         command.terminate()
         out, _ = command.communicate(timeout=30)

@@ -45,7 +45,7 @@ def test_an_attempt_that_is_repeated_is_recorded_too(rest_lab: Lab, filled: Fill
     before = rest_lab.ledger.runs.sum_usage([run.id])
     filled.double.log.clear()
     filled.double.fail("tables.get", skip=2, times=1, status=403, reason="rateLimitExceeded")
-    filled.double.fail("jobs.query", skip=3, times=1, status=400, reason="invalidQuery")
+    filled.double.fail("jobs.query", skip=2, times=1, status=400, reason="invalidQuery")
     process_dates(run.id, days, deps)
     n = billed_jobs(filled) - 1  # the one that failed
     usage = rest_lab.ledger.runs.sum_usage([run.id])[run.id]

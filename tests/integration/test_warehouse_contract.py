@@ -1172,3 +1172,22 @@ def test_a_local_table_that_another_process_does_not_release_is_refused_naming_i
         with pytest.raises(WarehouseUnavailable, match=f"process {os.getpid()} has been writing to the table"):
             local_warehouse.load(TABLE, "day", rows_of(FEB_24))
     assert local_warehouse.load(TABLE, "day", rows_of(FEB_24)) == [FEB_24]
+
+
+def test_reads_together_give_what_each_gives_alone(warehouse: Warehouse) -> None:
+    warehouse.load(TABLE, "day", rows_of(FEB_23, FEB_24))
+    scan = Scan(table=TABLE, date_column="day", dates=(span(FEB_23, FEB_25),))
+
+    def missing() -> str:
+        with pytest.raises(TableNotFound):
+            warehouse.count_rows(replace(scan, table=TableName("nba", "nowhere")))
+        return "not found"
+
+    reads = [
+        lambda: warehouse.count_rows(scan),
+        lambda: warehouse.fingerprints(TABLE, "day", [FEB_23, FEB_24, FEB_25]),
+        missing,
+        lambda: sorted(warehouse.read(scan)["player"].to_pylist()),
+    ]
+    assert warehouse.together(*reads) == [read() for read in reads]
+    assert warehouse.together() == []

@@ -235,3 +235,9 @@ def test_the_rows_of_a_query_are_staged_counted_and_published_in_the_warehouse(
     copied = TableName(table.dataset, f"copied_{uuid4().hex[:8]}")
     assert publish(real_warehouse, copied, *files).published == {FEB_23, FEB_24}
     assert counts(real_warehouse, copied) == {FEB_23: 5, FEB_24: 5}
+
+
+def test_reads_together_give_what_each_gives_alone(real_warehouse: BigQueryWarehouse, table: TableName) -> None:
+    real_warehouse.load(table, "day", rows_of(FEB_23, FEB_24, players=5))
+    reads = [lambda: counts(real_warehouse, table), lambda: real_warehouse.fingerprints(table, "day", DAYS)]
+    assert real_warehouse.together(*reads) == [read() for read in reads]

@@ -40,11 +40,12 @@ from gated_backfill.worker.dates.frames import frame_entities
 from gated_backfill.worker.dates.separation import check_dates_not_mixed, check_dates_returned, check_separation
 from gated_backfill.worker.dates.sources import (
     SourceCheck,
-    check_sources,
+    choose_sources,
     chosen_columns,
     entities_counted,
     group_by_source,
     log_checks,
+    measure_sources,
     read_batches,
     read_inputs,
 )
@@ -73,13 +74,16 @@ def build_dates(job: Job, options: RunOptions, claimed: Sequence[DateRow], deps:
     """
     days = [row.day for row in claimed]
     target = TableName.parse(job.target.table)
-    before = deps.warehouse.fingerprints(target, job.target.date_column, days)
+    warehouse = deps.warehouse
+    before, read, quick_inputs = warehouse.together(
+        lambda: warehouse.fingerprints(target, job.target.date_column, days),
+        lambda: measure_sources(warehouse, job, options, days),
+        lambda: quick_fingerprints(warehouse, job, days),  # before the others: they may only be older than these
+    )
     published = {day for day, fingerprint in before.items() if fingerprint != ABSENT}
-    checks = check_sources(deps.warehouse, job, options, days, published=published)
+    checks = choose_sources(job, options, days, read, published=published)
     log_checks(checks)
     active = _still_claimed(claimed, deps)
-    quick_inputs = quick_fingerprints(deps.warehouse, job, active)  # first: they may only be older than the others
-    inputs = input_fingerprints(deps.warehouse, job, active)
     expectations = {
         row.day: checks[row.day].expectation.with_floor(row.floor, row.floor_reason)
         for row in claimed
@@ -91,10 +95,12 @@ def build_dates(job: Job, options: RunOptions, claimed: Sequence[DateRow], deps:
         if (judgement := _judge_unbuilt(options, checks[day], expectation)) is not None
     }
     buildable = {day: checks[day] for day in active if day not in ended}
-    if options.forced_because is None:
-        lacking = _judge_prerequisites(job, buildable, deps)
-        ended |= lacking
-        buildable = {day: check for day, check in buildable.items() if day not in lacking}
+    inputs, lacking = warehouse.together(
+        lambda: input_fingerprints(warehouse, job, active),
+        lambda: _judge_prerequisites(job, buildable, deps) if options.forced_because is None else {},
+    )
+    ended |= lacking
+    buildable = {day: check for day, check in buildable.items() if day not in lacking}
     rules = {RULES_PART: hash_judging_rules(job)}
     staged = _stage(job, buildable, [row for row in claimed if row.day in buildable], deps)
     return [

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,11 +18,12 @@ from gated_backfill.common.model.arrow.types import arrow_schema
 from gated_backfill.common.model.coverage import DateExpectation, SourceChoice, choose_source, describe_contradiction
 from gated_backfill.common.model.dates import consecutive_ranges, summarize_dates
 from gated_backfill.common.model.entities import EntityColumns
-from gated_backfill.common.model.job import SOURCE_COLUMN, Input, Job, Source
+from gated_backfill.common.model.job import SOURCE_COLUMN, CalendarEvents, Input, Job, Source
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import ColumnType, TableName
 from gated_backfill.common.warehouse.coverage_queries import (
+    MeasuredDates,
     count_calendar_events,
     measure_dates,
     translate_expectation_errors,
@@ -80,9 +82,31 @@ def check_sources(
 
     `published` are the days on which the target has rows. Raises `ExpectationUnreadable`.
     """
-    measured = measure_dates(warehouse, job, days)
-    with translate_expectation_errors():
-        calendar = count_calendar_events(warehouse, job, days, must_exist=options.calendar)
+    return choose_sources(job, options, days, measure_sources(warehouse, job, options, days), published=published)
+
+
+class MeasuredSources(NamedTuple):
+    """What was read of some days to choose their sources."""
+
+    entities: MeasuredDates
+    calendar: CalendarEvents | None
+
+
+def measure_sources(warehouse: Warehouse, job: Job, options: RunOptions, days: Sequence[date]) -> MeasuredSources:
+    """Read the expected entities of each date, those of every source, and the calendar. Raises like `check_sources`."""
+
+    def count_events() -> CalendarEvents | None:
+        with translate_expectation_errors():
+            return count_calendar_events(warehouse, job, days, must_exist=options.calendar)
+
+    return MeasuredSources(*warehouse.together(lambda: measure_dates(warehouse, job, days), count_events))
+
+
+def choose_sources(
+    job: Job, options: RunOptions, days: Sequence[date], read: MeasuredSources, *, published: Collection[date]
+) -> dict[date, SourceCheck]:
+    """Choose a source for each date, see `check_sources`."""
+    measured, calendar = read
     checks: dict[date, SourceCheck] = {}
     for day in days:
         expected = measured.expected.get(day, frozenset[str]())

@@ -10,14 +10,16 @@ import pyarrow.compute as pc
 
 from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.coverage import Recount
-from gated_backfill.common.model.job import Job
+from gated_backfill.common.model.job import CalendarEvents, Job
 from gated_backfill.common.warehouse.coverage_queries import (
     ExpectationMatch,
     count_calendar_events,
     match_expectation,
+    read_expectation,
     target_columns,
     translate_expectation_errors,
 )
+from gated_backfill.common.warehouse.entities import ExpectedEntities
 from gated_backfill.common.warehouse.protocol import StagedScan, Warehouse
 from gated_backfill.common.warehouse.rule_counts import RowCounts, count_by_rules, counted_columns
 from gated_backfill.common.warehouse.staged_entities import DAY, read_grouped_entities, staged_entities
@@ -44,13 +46,24 @@ def recount(
     """
     problems = {day: contents.problem for day, contents in staged.items() if contents.problem is not None}
     well_formed = [contents for day, contents in staged.items() if day not in problems]
-    entities, entity_problems = _read_entities(warehouse, job, well_formed)
+
+    def count_events() -> CalendarEvents | None:
+        with translate_expectation_errors():
+            return count_calendar_events(warehouse, job, list(staged), must_exist=require_calendar)
+
+    def read_expected() -> ExpectedEntities | None:
+        with translate_expectation_errors():
+            return read_expectation(warehouse, job, [contents.file.day for contents in well_formed])
+
+    (entities, entity_problems), calendar, expected, counts = warehouse.together(
+        lambda: _read_entities(warehouse, job, well_formed),
+        count_events,
+        lambda: read_expected() if well_formed else None,
+        lambda: _count_rows(warehouse, job, well_formed),
+    )
     problems |= entity_problems
     days = [day for day in staged if day not in problems]
-    with translate_expectation_errors():
-        calendar = count_calendar_events(warehouse, job, list(staged), must_exist=require_calendar)
-        matches = match_expectation(warehouse, job, days, entities, target_rows=target_rows) if days else {}
-    counts = _count_rows(warehouse, job, [staged[day] for day in days])
+    matches = match_expectation(job, days, expected, entities, target_rows=target_rows) if days else {}
 
     def recount_day(day: date) -> Recount:
         match, count = matches.get(day, NO_MATCH), counts.get(day, NO_ROWS)

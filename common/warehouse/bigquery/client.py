@@ -38,6 +38,7 @@ from gated_backfill.common.model.publication import WarehouseLimits
 from gated_backfill.common.model.usage import Usage
 from gated_backfill.common.warehouse.bigquery.address import BigQueryAddress
 from gated_backfill.common.warehouse.bigquery.credentials import open_credentials
+from gated_backfill.common.warehouse.bigquery.merged_reads import ErrorKind, MergedReads
 from gated_backfill.common.warehouse.bigquery.results import ResultReader
 from gated_backfill.common.warehouse.bigquery.schema import type_of
 from gated_backfill.common.warehouse.bigquery.transactions import LEASE_TAKEN_OVER
@@ -162,6 +163,13 @@ def _translated_error(exc: Exception, doing: str, table: str | None, needs: str)
     return QueryFailed(message, table=table) if isinstance(exc, (api.GoogleAPICallError, ValueError)) else None
 
 
+def _kind_of_error(exc: Exception) -> ErrorKind:
+    if is_retryable(exc):
+        return ErrorKind.TRANSIENT
+    is_known = isinstance(exc, BackfillError) or _translated_error(exc, "", None, "") is not None
+    return ErrorKind.OF_QUERY if is_known else ErrorKind.OTHER
+
+
 def _error_message(exc: Exception) -> str:
     """Return the message of the service without the request line and the job."""
     if isinstance(exc, JobTimeout):
@@ -214,6 +222,7 @@ class BigQueryConnection:
         self.deadline: dict[str, Any] = {"retry": self.retry, "timeout": REQUEST_SECONDS}  #: of one request
         self._polling = Retry(predicate=_is_request_error, **waits)  #: stops when the job itself has failed
         self._uploading = Retry(predicate=_is_lost_upload, **waits)  #: the client retries other errors itself
+        self._merged_reads = MergedReads(self._run_query, _kind_of_error)
 
     @property
     def client(self) -> bigquery.Client:
@@ -244,8 +253,16 @@ class BigQueryConnection:
 
     # -- jobs -----------------------------------------------------------------------------------------------
 
+    def together(self, reads: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Return the results of reads that do not depend on each other, see `MergedReads`."""
+        return self._merged_reads.run(reads)
+
     def query(self, sql: str, params: Mapping[str, Any]) -> pa.Table:
-        """Run one query, which only reads, and return its rows. Raises the client's errors.
+        """Run one query, which only reads, and return its rows. Raises the client's errors."""
+        return self._merged_reads.query(sql, params)
+
+    def _run_query(self, sql: str, params: Mapping[str, Any]) -> pa.Table:
+        """Run a query.
 
         It is started, awaited and its first rows are read by one request, and its job is looked at by another. It has
         no job id of ours: if the answer is lost, it is run again. One with a priority is started as a job, as BigQuery

@@ -84,6 +84,9 @@ class BigQueryQueries:
         self._metadata = PartitionMetadata(self._jobs, self._tables)
         self.query_files: QueryFiles | None = None
 
+    def together(self, *reads: Callable[[], Any]) -> list[Any]:
+        return self._jobs.together(reads)
+
     def describe(self, table: TableName) -> TableInfo | None:
         return self._tables.describe(table)
 

@@ -96,6 +96,9 @@ class LocalWarehouse(LocalPublications):
 
     # -- reading --------------------------------------------------------------------------------------------
 
+    def together(self, *reads: Callable[[], Any]) -> list[Any]:
+        return [read() for read in reads]
+
     def describe(self, table: TableName) -> TableInfo | None:
         with translate_file_errors(table):
             schema = self._find_schema(table)
