@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from itertools import count
 from typing import Any, cast
 
 from gated_backfill.common.model.scheduling.limits import RateLimit
 from gated_backfill.common.warehouse.protocol import QueryFiles, QueryStaging, Warehouse
+
+_is_repeated: ContextVar[bool] = ContextVar("is_repeated", default=False)  #: a read that has taken its tokens
 
 #: The tokens of each call, about its number of jobs in BigQuery. A publication reads the target, loads staged rows,
 #: replaces partitions, and reads their metadata and their rows.
@@ -102,6 +106,10 @@ class _RateLimited:
     def __repr__(self) -> str:
         return f"rate_limited({self._warehouse!r})"
 
+    def together(self, *reads: Callable[[], Any]) -> list[Any]:
+        """Run the reads together: each takes its tokens when it is called first, and none when it is called again."""
+        return cast("Warehouse", self._warehouse).together(*map(_taking_tokens_once, reads))
+
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._warehouse, name)
         if name in ("query_staging", "query_files"):
@@ -111,8 +119,24 @@ class _RateLimited:
             return call
 
         def with_tokens(*args: Any, **kwargs: Any) -> Any:
-            for _ in range(tokens):
+            for _ in range(0 if _is_repeated.get() else tokens):
                 self._acquire()
             return call(*args, **kwargs)
 
         return with_tokens
+
+
+def _taking_tokens_once(read: Callable[[], Any]) -> Callable[[], Any]:
+    """Return the read, whose calls but the first take no tokens: a warehouse may repeat it to ask for fewer jobs."""
+    calls = count()
+
+    def once() -> Any:
+        if next(calls) == 0:
+            return read()
+        token = _is_repeated.set(True)
+        try:
+            return read()
+        finally:
+            _is_repeated.reset(token)
+
+    return once

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date
+from functools import partial
 from math import ceil
 
 import pyarrow as pa
@@ -14,11 +15,13 @@ from gated_backfill.common.ledger import RunState
 from gated_backfill.common.model.arrow.types import arrow_schema
 from gated_backfill.common.model.tables import ColumnTypes, TableName
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
+from gated_backfill.common.warehouse.rate_limited import rate_limited
 from gated_backfill.producer.planning.plan import Reprocess
 from gated_backfill.worker.dates.process import process_dates
 from gated_backfill.worker.gate.gate import GateOutcome, close_window
 from tests import rest_rules as rules
 from tests.lab import PACKAGES, PROBE_TYPES, Lab, players, probe_rows
+from tests.rest_lab import opened
 from tests.rest_service import Request
 from tests.rest_tables import FilledDouble, days_from, with_sources
 
@@ -116,6 +119,24 @@ def with_shop(filled: FilledDouble, days: Sequence[date]) -> None:
         rows = stores if name != "rates" else stores[::2]
         types = {"day": "DATE", **types}
         filled.fill(TableName("shop", name), pa.Table.from_pylist(rows, schema=arrow_schema(types)), types, "day")
+
+
+def test_reads_together_take_their_tokens_once_though_they_are_called_again(filled: FilledDouble) -> None:
+    days = days_from(3)
+    with_sources(filled, days)
+    expected, first = TableName("probe", "expected"), TableName("probe", "first")
+    taken: list[None] = []
+    warehouse = rate_limited(opened(filled.double), lambda: taken.append(None))
+
+    def nested() -> list[object]:
+        return warehouse.together(*(partial(warehouse.fingerprints, table, "day", days) for table in (expected, first)))
+
+    alone = [nested(), warehouse.fingerprints(expected, "day", days[:2])]
+    taken.clear()
+    asked(filled)
+    assert warehouse.together(nested, lambda: warehouse.fingerprints(expected, "day", days[:2])) == alone
+    assert len(taken) == 3
+    assert asked(filled)[1] == 1  # for all of them
 
 
 # -- quotas -----------------------------------------------------------------------------------------------------
