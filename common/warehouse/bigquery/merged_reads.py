@@ -12,6 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import structlog
+
+log = structlog.get_logger()
 
 MAX_MERGED = 20  #: queries in one job
 #: A parameter, outside quotation marks.
@@ -108,6 +111,7 @@ class MergedReads:
             return list(_split(merged, len(queries)))
         if self._classify(merged) is ErrorKind.TRANSIENT:
             return [merged] * len(queries)
+        log.info("merged_queries_failed", queries=len(queries), error=str(merged).split("\n")[0][:300])
         return [self._run(query.sql, query.params) for query in queries]
 
     def _run(self, sql: str, params: Mapping[str, Any]) -> Rows:
