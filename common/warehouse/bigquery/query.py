@@ -324,8 +324,8 @@ class BigQueryQueries:
         bound = {name: value for name, value in params.items() if name in used}
         for name, scan in scans.items():
             validate_identifier(name, "scan name")
-            build = self._scan if isinstance(scan, Scan) else self._staged_scan
-            statements[name], added = build(name, scan)  # pyright: ignore[reportArgumentType]
+            is_table = isinstance(scan, Scan)
+            statements[name], added = self._scan(name, scan) if is_table else self._staged_scan(name, scan)
             bound |= added
         return with_scans(sql, statements), bound
 
